@@ -1,0 +1,258 @@
+"""A frozen language model with its tokenizer: the thing that is composed and never changed."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from calm_lightning.contracts import CalmError
+
+DType = Literal["auto", "float32", "float16", "bfloat16", "float64"]
+
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+
+
+@dataclass
+class BackboneSource:
+    """Where a backbone comes from.
+
+    Attributes:
+        path: A folder in Hugging Face format, or a name on the hub.
+        weights: `pretrained` reads the weights; `random` builds the model from its config with
+            fresh weights: a control (PAPERS: "random augmenting model"), or a model to be trained.
+        dtype: Of the weights in memory; `auto` keeps that of the checkpoint.
+        seed: Of random weights.
+        revision: Branch, tag or commit on the hub.
+        device_map: As `transformers` takes it; null keeps the model where the trainer puts it.
+        attention: Attention implementation (`sdpa`, `eager`, ...); null is the library's choice.
+    """
+
+    path: str
+    weights: Literal["pretrained", "random"] = "pretrained"
+    dtype: DType = "float32"
+    seed: int = 0
+    revision: str | None = None
+    device_map: str | None = None
+    attention: str | None = None
+
+    def load(self) -> "Backbone":
+        """Read or build the model.
+
+        Raises:
+            CalmError: If there is no such folder or name, or the folder lacks config or weights.
+        """
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if self.revision is not None:
+            options["revision"] = self.revision
+        self._check_folder()
+        try:
+            config = AutoConfig.from_pretrained(self.path, **options)
+            tokenizer = self._load_tokenizer(options)
+            if self.attention is not None:
+                options["attn_implementation"] = self.attention
+            model = self._load_model(config, options)
+        except CalmError:
+            raise
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CalmError(
+                f"The backbone {self.path!r} could not be loaded: {_first_line(error)}\n"
+                "Expected a folder with config.json, *.safetensors and a tokenizer, or the name of "
+                "such a model on the Hugging Face hub (which needs a network, or a cached copy)."
+            ) from error
+        return Backbone(model, tokenizer, name=self.path, revision=self.revision)
+
+    def _check_folder(self) -> None:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            # A hub name is `model` or `owner/model`; anything else was meant as a folder.
+            if folder.exists() or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
+                what = "is a file, not a folder" if folder.exists() else "does not exist"
+                raise CalmError(
+                    f"Backbone folder {self.path!r} {what}. Expected a folder in Hugging Face "
+                    "format (config.json, *.safetensors, tokenizer.json)."
+                )
+            return
+        if not (folder / "config.json").is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise CalmError(f"Backbone folder {self.path!r} has no config.json; it holds {found}.")
+        if self.weights == "pretrained" and not any(
+            next(folder.glob(pattern), None) for pattern in _WEIGHT_FILES
+        ):
+            raise CalmError(
+                f"Backbone folder {self.path!r} holds no weights (*.safetensors). Put them there, "
+                "or ask for fresh ones with `weights: random`."
+            )
+
+    def _load_tokenizer(self, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(self.path, **options)
+
+    def _load_model(self, config: Any, options: dict[str, Any]) -> PreTrainedModel:
+        if self.weights == "random":
+            generator_state = torch.get_rng_state()
+            torch.manual_seed(self.seed)
+            try:
+                model = AutoModelForCausalLM.from_config(config, **options)
+            finally:
+                torch.set_rng_state(generator_state)
+            return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            self.path,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            output_loading_info=True,
+            **options,
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise CalmError(
+                f"The weights in {self.path!r} lack {len(missing)} tensors that its config.json "
+                f"asks for, {missing[0]!r} among them; they would stay random."
+            )
+        return model
+
+
+class Backbone:
+    """A language model that never learns.
+
+    Args:
+        model: Any decoder-only Hugging Face model with a language-model head. It is frozen and put
+            into eval mode in place.
+        tokenizer: Its tokenizer; None where only token ids are used.
+        name: What messages and saved models call it.
+        revision: Of `name` on the hub.
+
+    Raises:
+        CalmError: If the model's decoder layers cannot be found.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or model.name_or_path or f"{type(model).__name__} in memory"
+        self.revision = revision
+        self.layers = find_layers(model)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Make every weight untrainable and switch dropout off."""
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text decoder."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers (N in the paper)."""
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden state (D in the paper)."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads (N_H in the paper)."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens; None if the model sets no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None or limit <= 0 else int(limit)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The stack of layers without the vocabulary head."""
+        return self.model.get_decoder()
+
+    def require_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            CalmError: If this backbone was given without one.
+        """
+        if self.tokenizer is None:
+            raise CalmError(
+                f"The backbone {self.name!r} has no tokenizer, so it takes token ids only. For "
+                "texts, give one: Backbone(model, tokenizer)."
+            )
+        return self.tokenizer
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the decoder's forward takes this argument (`position_ids`, say)."""
+        return argument in inspect.signature(self.decoder.forward).parameters
+
+    def fingerprint(self, exact: bool = False) -> str:
+        """SHA-256 of the weights, as hexadecimal digits.
+
+        Args:
+            exact: Hash the weights as they are in memory. Otherwise each is rounded to bfloat16
+                first, so that one checkpoint has one fingerprint whichever dtype it is loaded in.
+        """
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(_bytes_of(weight, exact))
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r}, {self.num_layers} layers of width {self.width})"
+
+
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of any Hugging Face causal language model.
+
+    They are the one `ModuleList` directly inside the decoder that has as many entries as the
+    config says; no family is known by name.
+
+    Raises:
+        CalmError: If there is no such list, or more than one.
+    """
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None:
+        raise CalmError(f"{type(model).__name__} exposes no decoder (`get_decoder`).")
+    found = [
+        child
+        for child in decoder.children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if len(found) != 1:
+        raise CalmError(
+            f"Cannot tell the decoder layers of {type(model).__name__}: expected one list of "
+            f"{count} layers in its decoder, found {len(found)}. Only decoder-only models that "
+            "expose their layers can be composed."
+        )
+    return found[0]
+
+
+def _bytes_of(weight: Tensor, exact: bool) -> bytes:
+    weight = weight.detach().cpu().contiguous()
+    if weight.is_floating_point() and not exact:
+        weight = weight.to(torch.bfloat16)
+    return weight.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,461 @@
+"""The composed model: frozen backbones, trained bridges, and one forward pass through all of them.
+
+Paper: LLM Augmented LLMs (arXiv 2401.02412), section 3.1. The augmenting models read the same
+tokens as the anchor; at every connection a bridge reads one augmenting layer and adds to one
+anchor layer's output, H_B,j + bridge(H_A,i, H_B,j), which feeds the anchor's next layer. Tokens
+come from the anchor's head.
+
+The backbones are run as they are. Forward hooks, installed once, read and add while a forward of
+the composed model is under way (`_Run`) and do nothing otherwise, so the same model objects still
+work alone.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from typing_extensions import override
+
+from calm_lightning.alignment import positions_of, require_equal_tokenizers, visible_tokens
+from calm_lightning.backbone import Backbone
+from calm_lightning.collate import IGNORED
+from calm_lightning.composed.bridge import Bridge
+from calm_lightning.composed.cache import ComposedCache
+from calm_lightning.composed.wiring import Connection
+from calm_lightning.contracts import CalmError, Composition
+from calm_lightning.language_model import TextModel
+
+Sees = Literal["full", "prompt"]
+Disturbance = Literal["zero", "shuffle"]
+
+
+class ComposedConfig(PretrainedConfig):
+    """What `config.json` of a composed model holds: the configs of its backbones, and their names.
+
+    The configs are copies. A config object shared with a live sub-model would lose its attention
+    implementation here, and with it the sub-model its causal mask.
+    """
+
+    model_type = "calm"
+
+    def __init__(
+        self,
+        anchor: dict[str, Any] | None = None,
+        augmenting: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.anchor = anchor or {}
+        self.augmenting = augmenting or []
+        super().__init__(**kwargs)
+
+    @override
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """The anchor's: `generate` sizes its cache and its scores by it."""
+        if not self.anchor:
+            return self
+        settings = {k: v for k, v in self.anchor.items() if k != "model_type"}
+        return AutoConfig.for_model(self.anchor["model_type"], **settings)
+
+
+@dataclass
+class _Run:
+    """One forward pass under way."""
+
+    visible: Tensor
+    sees_something: Tensor
+    positions: Tensor
+    cache: ComposedCache | None
+    reading: int | None = None
+    """The augmenting model that is running; None while the anchor is."""
+    states: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    head_rows: Tensor | None = None
+    """[batch, seq], True where the vocabulary head is wanted; None for everywhere."""
+
+
+class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
+    """One language model out of an anchor and augmenting models.
+
+    Args:
+        anchor: The frozen model whose head speaks.
+        augmenting: The frozen models that are read.
+        connections: Which layer of which augmenting model feeds which anchor layer.
+        bridges: The trained module of each connection, in the same order.
+        composition: What built it; saved with it.
+        augmenting_sees: `full`: every token, generated ones too. `prompt`: the bridges read only
+            tokens of the prompt (the paper's "augmenting model as encoder" ablation).
+
+    Raises:
+        CalmError: If the backbones cannot be read together.
+    """
+
+    config_class = ComposedConfig
+    base_model_prefix = "anchor"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(
+        self,
+        anchor: Backbone,
+        augmenting: Sequence[Backbone],
+        connections: Sequence[Connection],
+        bridges: Sequence[Bridge],
+        composition: Composition,
+        augmenting_sees: Sees = "full",
+    ) -> None:
+        for model in augmenting:
+            require_equal_tokenizers(anchor, model)
+        super().__init__(
+            ComposedConfig(
+                anchor=anchor.model.config.to_dict(),
+                augmenting=[model.model.config.to_dict() for model in augmenting],
+            )
+        )
+        self.anchor = anchor.model
+        self.augmenting = nn.ModuleList(model.model for model in augmenting)
+        self.bridges = nn.ModuleList(bridges)
+        self.connections = tuple(connections)
+        self.composition = composition
+        self.augmenting_sees = augmenting_sees
+        # Plain objects: their modules are registered above.
+        self.backbones: tuple[Backbone, ...] = (anchor, *augmenting)
+        self._trunks = tuple(
+            _trunk(model, 1 + max(c.augmenting_layer for c in connections if c.augmenting == index))
+            for index, model in enumerate(augmenting)
+        )
+        self._run: _Run | None = None
+        self._switched_off = False
+        self._disturbance: Disturbance | None = None
+        self._install_hooks()
+        self.post_init()
+        self.generation_config = copy.deepcopy(anchor.model.generation_config)
+        self.freeze()
+
+    # ------------------------------------------------------------------ what never moves
+
+    @override
+    def init_weights(self) -> None:
+        """Weights are given, not drawn: the backbones' are trained, the bridges start themselves."""
+
+    def freeze(self) -> None:
+        """Freeze the backbones and put them into eval mode; the bridges stay trainable."""
+        for backbone in self.backbones:
+            backbone.freeze()
+
+    @override
+    def train(self, mode: bool = True) -> "ComposedModel":
+        super().train(mode)
+        for backbone in self.backbones:
+            backbone.model.eval()
+        return self
+
+    @property
+    @override
+    def anchor_backbone(self) -> Backbone:
+        return self.backbones[0]
+
+    @property
+    @override
+    def frozen_backbones(self) -> tuple[Backbone, ...]:
+        return self.backbones
+
+    @override
+    def get_input_embeddings(self) -> nn.Module:
+        return self.anchor.get_input_embeddings()
+
+    @override
+    def get_output_embeddings(self) -> nn.Module:
+        return self.anchor.get_output_embeddings()
+
+    # ------------------------------------------------------------------ one forward pass
+
+    @override
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        prompt_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run augmenting models and anchor over new tokens.
+
+        Args:
+            input_ids: [batch, new] token ids.
+            attention_mask: [batch, past + new], 0 at padding; None without padding.
+            position_ids: [batch, new]; made from the mask if None.
+            past_key_values: A cache of earlier tokens, as returned by an earlier call.
+            labels: [batch, new]; the token at each place, or -100 where nothing is to be learnt.
+                With labels the head runs on target positions only, and `logits` is
+                [targets, vocabulary].
+            use_cache: Whether to return a cache; by default only if one was given.
+            logits_to_keep: As in transformers: compute only the last so many logits.
+            prompt_mask: [batch, any], True at prompt tokens; used when `augmenting_sees` is
+                `prompt`. By default everything without a label is prompt.
+            return_dict: Accepted for transformers' sake; the result is always an output object.
+            kwargs: Passed on to the anchor.
+
+        Returns:
+            `loss` in nats per target token, `logits`, `past_key_values`.
+        """
+        if input_ids is None:
+            raise CalmError("The composed model needs input_ids: both models embed for themselves.")
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise CalmError("Static caches are not supported; leave out cache_implementation.")
+        batch, new = input_ids.shape
+        cache = self._cache(past_key_values, use_cache)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = positions_of(attention_mask, batch, past, new, input_ids.device)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        head_rows = None
+        if labels is not None:
+            head_rows = nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+        if self._switched_off:
+            visible = torch.zeros(batch, new, past + new, dtype=torch.bool, device=input_ids.device)
+        else:
+            if self.augmenting_sees == "prompt":
+                prompt_mask = self._prompt(prompt_mask, labels, cache, attention_mask, past + new)
+            else:
+                prompt_mask = None
+            visible = visible_tokens(
+                attention_mask, batch, past, new, input_ids.device, prompt_mask
+            )
+        sees_something = visible.any(-1, keepdim=True)
+        self._run = _Run(
+            visible=visible | ~sees_something,  # no attention row may be empty: it would be NaN
+            sees_something=sees_something,
+            positions=position_ids,
+            cache=cache if isinstance(cache, ComposedCache) else None,
+            head_rows=head_rows,
+        )
+        try:
+            if not self._switched_off:
+                self._read_augmenting(inputs, position_ids)
+            if self.anchor_backbone.accepts("position_ids"):
+                inputs["position_ids"] = position_ids
+            output = self.anchor(
+                **inputs,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=0 if head_rows is not None else logits_to_keep,
+                return_dict=True,
+                **{k: v for k, v in kwargs.items() if v is not None},
+            )
+        finally:
+            self._run = None
+        loss = None
+        logits = output.logits
+        if labels is not None:
+            assert head_rows is not None
+            logits = logits.squeeze(0) if logits.shape[:2] != (batch, new) else logits[head_rows]
+            if not len(logits):
+                raise CalmError("The batch has no target token: every label is -100.")
+            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][head_rows[:, :-1]])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def _read_augmenting(self, inputs: dict[str, Tensor | None], position_ids: Tensor) -> None:
+        run = self._run
+        assert run is not None
+        for index, trunk in enumerate(self._trunks):
+            own: dict[str, Any] = dict(inputs)
+            if self.backbones[1 + index].accepts("position_ids"):
+                own["position_ids"] = position_ids
+            if run.cache is not None:
+                own["past_key_values"] = run.cache.augmenting[index]
+            run.reading = index
+            with torch.no_grad():
+                trunk(**own, use_cache=run.cache is not None)
+        run.reading = None
+
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to use: a given one, or a fresh one of ours in place of an empty one."""
+        if given is None and not use_cache:
+            return None
+        if isinstance(given, ComposedCache):
+            if not self._switched_off and not given.in_step():
+                raise CalmError(
+                    "This cache was filled by the anchor alone, so the augmenting models have not "
+                    "read its tokens. Start with a fresh cache."
+                )
+            return given
+        if given is not None and given.get_seq_length() > 0:
+            if self._switched_off:
+                return given
+            raise CalmError(
+                f"A composed model goes on from a ComposedCache, not from a filled "
+                f"{type(given).__name__}: the augmenting models' memories are missing. Use the "
+                "cache that the composed model returned, or `new_cache()`."
+            )
+        if given is not None and type(given).__name__ == "StaticCache":
+            raise CalmError("Static caches are not supported; leave out cache_implementation.")
+        cache = self.new_cache()
+        if given is not None:
+            cache.adopt(given)
+        return cache
+
+    def new_cache(self) -> ComposedCache:
+        """An empty cache for this model, to be given to `generate` turn after turn."""
+        return ComposedCache(self.backbones[0], self.backbones[1:], len(self.connections))
+
+    def _prompt(
+        self,
+        prompt_mask: Tensor | None,
+        labels: Tensor | None,
+        cache: Cache | None,
+        attention_mask: Tensor | None,
+        everything: int,
+    ) -> Tensor | None:
+        if prompt_mask is None and labels is not None:
+            # A target may be visible to itself in no way: prompt is what precedes the first label.
+            return (labels != IGNORED).cumsum(-1) == 0
+        if isinstance(cache, ComposedCache) and prompt_mask is not None:
+            width = prompt_mask.shape[1]
+            if cache.prompt_length not in (None, width):
+                raise CalmError(
+                    "augmenting_sees=prompt: the augmenting model has read its prompt already, so "
+                    "a conversation cannot go on in the same cache. Start with a fresh cache."
+                )
+            cache.prompt_length = width
+        return prompt_mask
+
+    @override
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. See `transformers.GenerationMixin.generate`."""
+        if self.augmenting_sees == "prompt" and kwargs.get("prompt_mask") is None:
+            ids = args[0] if args else kwargs["input_ids"]
+            kwargs["prompt_mask"] = torch.ones_like(ids, dtype=torch.bool)
+        return super().generate(*args, **kwargs)
+
+    # ------------------------------------------------------------------ hooks
+
+    def _install_hooks(self) -> None:
+        anchor, *augmenting = self.backbones
+        taps = {(c.augmenting, c.augmenting_layer) for c in self.connections}
+        for index, layer in sorted(taps):
+            augmenting[index].layers[layer].register_forward_hook(partial(self._tap, index, layer))
+        for layer in sorted({c.anchor_layer for c in self.connections}):
+            anchor.layers[layer].register_forward_hook(partial(self._add, layer))
+        head = self.anchor.get_output_embeddings()
+        if head is not None:
+            head.register_forward_pre_hook(self._select_targets)
+
+    def _tap(self, index: int, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        run = self._run
+        if run is None or run.reading != index:
+            return
+        state = output if isinstance(output, Tensor) else output[0]
+        if self._disturbance == "zero":
+            state = torch.zeros_like(state)
+        elif self._disturbance == "shuffle":
+            state = state.roll(1, dims=0)
+        run.states[index, layer] = state
+
+    def _add(self, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
+        run = self._run
+        if run is None or run.reading is not None or self._switched_off:
+            return None
+        anchor_states = output if isinstance(output, Tensor) else output[0]
+        result = anchor_states
+        for number, connection in enumerate(self.connections):
+            if connection.anchor_layer != layer:
+                continue
+            bridge = self.bridges[number]
+            dtype = next(bridge.parameters()).dtype
+            states = run.states[connection.augmenting, connection.augmenting_layer]
+            device = anchor_states.device
+            memory = bridge.remember(states.to(device, dtype), run.positions.to(device))
+            if run.cache is not None:
+                memory = run.cache.bridges[number].append(memory)
+            added = bridge(
+                anchor_states.to(dtype),
+                memory,
+                run.visible.to(device),
+                run.positions.to(device),
+            )
+            added = torch.where(run.sees_something.to(device), added, 0.0)
+            result = result + added.to(result.dtype)
+        return result if isinstance(output, Tensor) else (result, *output[1:])
+
+    def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        run = self._run
+        if run is None or run.reading is not None or run.head_rows is None:
+            return None
+        hidden = args[0]
+        if hidden.shape[:2] != run.head_rows.shape:
+            return None
+        return (hidden[run.head_rows.to(hidden.device)][None], *args[1:])
+
+    # ------------------------------------------------------------------ switches
+
+    @contextmanager
+    @override
+    def anchor_only(self) -> Iterator[None]:
+        before, self._switched_off = self._switched_off, True
+        try:
+            yield
+        finally:
+            self._switched_off = before
+
+    @contextmanager
+    def disturbed(self, how: Disturbance) -> Iterator[None]:
+        """While it is active the bridges read wrong states: does the model use them at all?
+
+        Args:
+            how: `zero`: all states are zero. `shuffle`: each row reads its neighbour's states.
+        """
+        before, self._disturbance = self._disturbance, how
+        try:
+            yield
+        finally:
+            self._disturbance = before
+
+    # ------------------------------------------------------------------ saving
+
+    @override
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the composition alone; see `calm_lightning.checkpoint.save`."""
+        from calm_lightning.checkpoint import save
+
+        save(self, Path(save_directory))
+
+    @classmethod
+    @override
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ComposedModel":
+        """Load the composition and the backbones that it names; see `calm_lightning.load`."""
+        from calm_lightning.checkpoint import load
+
+        return load(folder, **kwargs)
+
+
+def _trunk(backbone: Backbone, num_layers: int) -> Callable[..., Any]:
+    """The backbone's decoder cut above its last tapped layer, sharing its weights.
+
+    Layers above the last tap and the vocabulary head are never run: nobody reads them.
+    """
+    decoder = backbone.decoder
+    if num_layers == backbone.num_layers:
+        return decoder
+    (name,) = [n for n, child in decoder.named_children() if child is backbone.layers]
+    trunk = copy.copy(decoder)
+    trunk.__dict__["_modules"] = dict(decoder._modules)
+    trunk._modules[name] = nn.ModuleList(backbone.layers[:num_layers])
+    return trunk

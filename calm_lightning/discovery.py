@@ -1,0 +1,136 @@
+"""Finds the plug-ins that are installed.
+
+A plug-in is a module named by an entry point in the group `calm_lightning.plugins`. Importing it is
+all there is: every non-abstract subclass of a contract in it may then be named without its module.
+"""
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import TypeVar
+
+
+from calm_lightning.contracts import CalmError, Composition, Scorer, Task
+
+GROUP = "calm_lightning.plugins"
+CONTRACTS: tuple[type, ...] = (Composition, Task, Scorer)
+
+Contract = TypeVar("Contract")
+
+
+class PluginWarning(UserWarning):
+    """A plug-in was left out."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One installed plug-in.
+
+    Attributes:
+        name: Of the entry point.
+        module: The imported module; None if the import failed.
+        target: The module's dotted name.
+        distribution: The installed package that declares it, with its version.
+        error: Why the import failed; empty if it did not.
+    """
+
+    name: str
+    module: ModuleType | None
+    target: str
+    distribution: str
+    error: str = ""
+
+    @property
+    def classes(self) -> list[type]:
+        """The plug-in's own classes that keep a contract."""
+        if self.module is None:
+            return []
+        return [
+            thing
+            for thing in vars(self.module).values()
+            if isinstance(thing, type)
+            and issubclass(thing, CONTRACTS)
+            and not inspect.isabstract(thing)
+            and thing.__module__.startswith(self.target)
+        ]
+
+
+@cache
+def load_plugins() -> tuple[Plugin, ...]:
+    """Import every installed plug-in, once per process.
+
+    A plug-in that cannot be imported is named in a warning and left out: a missing translation
+    library should not stop an arithmetic run.
+
+    Raises:
+        CalmError: If two plug-ins claim one name.
+    """
+    loaded: dict[str, Plugin] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
+        owner = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+        if point.name in loaded:
+            other = loaded[point.name]
+            if (other.target, other.distribution) == (point.value, owner):
+                continue  # one distribution seen twice on the path
+            raise CalmError(
+                f"Two plug-ins are called {point.name!r}: {other.target} (from "
+                f"{other.distribution}) and {point.value} (from {owner}). Uninstall one, or "
+                f"rename it where it is declared, under {GROUP!r}."
+            )
+        try:
+            loaded[point.name] = Plugin(point.name, point.load(), point.value, owner)
+        except Exception as error:
+            loaded[point.name] = Plugin(point.name, None, point.value, owner, repr(error))
+            warnings.warn(
+                f"Left out plug-in {point.name!r} ({point.value}, from {owner}): {error!r}",
+                PluginWarning,
+                stacklevel=2,
+            )
+    return tuple(loaded.values())
+
+
+def implementations(contract: type[Contract]) -> dict[str, type[Contract]]:
+    """Every imported, non-abstract class that keeps a contract, by its short name."""
+    load_plugins()
+    found: dict[str, type[Contract]] = {}
+    queue = [contract]
+    while queue:
+        for child in queue.pop().__subclasses__():
+            queue.append(child)
+            if not inspect.isabstract(child) and "<locals>" not in child.__qualname__:
+                found[child.__name__] = child
+    return dict(sorted(found.items()))
+
+
+def find(contract: type[Contract], name: str) -> type[Contract]:
+    """The class of this name among the installed ones; nothing is imported by name.
+
+    Args:
+        contract: `Composition`, `Task` or `Scorer`.
+        name: Its short name, or its full dotted path.
+
+    Raises:
+        CalmError: If there is none, with the nearest names.
+    """
+    known = implementations(contract)
+    for short, cls in known.items():
+        if name in (short, f"{cls.__module__}.{cls.__qualname__}") or (
+            "." in name and name.rpartition(".")[2] == short
+        ):
+            return cls
+    raise CalmError(unknown(contract.__name__.lower(), name, list(known)))
+
+
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """The message for a name that nothing has."""
+    near = get_close_matches(name.rpartition(".")[2], known, 1, 0.6)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    failed = [f"{p.name} ({p.error})" for p in load_plugins() if p.error]
+    left_out = (
+        f" Left out because they could not be imported: {'; '.join(failed)}." if failed else ""
+    )
+    return f"There is no {kind} called {name!r}.{hint} Installed: {', '.join(known)}.{left_out}"

@@ -1,0 +1,166 @@
+"""What every language model of ours can do with texts, and the plainest of them: one backbone."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from typing_extensions import override
+
+from calm_lightning.backbone import Backbone
+from calm_lightning.collate import IGNORED, check_fits, pad_left, pad_right, tokenize
+from calm_lightning.contracts import CalmError, LanguageModel
+
+
+class TextModel(LanguageModel):
+    """A language model whose prompts are read and whose answers are written by its anchor's tokenizer.
+
+    Subclasses provide `anchor_backbone`, `forward` and `generate`.
+    """
+
+    @property
+    @abstractmethod
+    def anchor_backbone(self) -> Backbone:
+        """The backbone whose tokenizer reads and writes."""
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills rows up; masked everywhere, so any id serves."""
+        tokenizer = self.anchor_backbone.tokenizer
+        for attribute in ("pad_token_id", "eos_token_id"):
+            token = getattr(tokenizer, attribute, None)
+            if token is not None:
+                return int(token)
+        return 0
+
+    @override
+    def encode(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        *,
+        ends: bool | Sequence[bool] = True,
+    ) -> dict[str, Tensor]:
+        anchor = self.anchor_backbone
+        rows = tokenize(anchor.require_tokenizer(), texts, targets, ends)
+        check_fits(rows, anchor.context, anchor.name)
+        return (pad_left if targets is None else pad_right)(rows, self.pad_id)
+
+    @override
+    @torch.no_grad()
+    def generate_text(
+        self, prompts: Sequence[str], *, stop: Sequence[str] = (), **generation_kwargs: Any
+    ) -> list[str]:
+        anchor = self.anchor_backbone
+        tokenizer = anchor.require_tokenizer()
+        device = next(anchor.model.parameters()).device
+        batch = {name: t.to(device) for name, t in self.encode(prompts).items()}
+        length = batch["input_ids"].shape[1]
+        new = generation_kwargs.get("max_new_tokens")
+        if new is not None and anchor.context is not None and length + new > anchor.context:
+            rows = tokenize(tokenizer, prompts)
+            check_fits(rows, anchor.context, anchor.name, new)
+        options: dict[str, Any] = {"pad_token_id": self.pad_id, **generation_kwargs}
+        if stop:
+            options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
+        sequences = self.generate(**batch, **options)
+        if not isinstance(sequences, Tensor):
+            sequences = sequences.sequences
+        texts = tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)
+        return [_cut(text, stop) for text in texts]
+
+    @override
+    @torch.no_grad()
+    def loglikelihood(self, prompt: str, target: str) -> float:
+        device = next(self.anchor_backbone.model.parameters()).device
+        batch = self.encode([prompt], [target], ends=False)
+        count = int((batch["labels"][:, 1:] != IGNORED).sum())
+        loss = self(**{name: t.to(device) for name, t in batch.items()}).loss  # type: ignore[operator]
+        return -float(loss) * count
+
+
+class PlainModel(nn.Module, TextModel):
+    """One Hugging Face model as a `LanguageModel`: a backbone alone, trained whole, or adapted.
+
+    Args:
+        backbone: The model and its tokenizer.
+        save: How to write the trained part into a folder.
+        without_adapter: Context in which `backbone.model` answers as the untouched anchor; None if
+            it cannot (because the model itself is trained).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        save: Callable[[Path], None],
+        without_adapter: Callable[[], AbstractContextManager[Any]] | None = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.model = backbone.model
+        self._save = save
+        self._without_adapter = without_adapter
+
+    @property
+    @override
+    def anchor_backbone(self) -> Backbone:
+        return self.backbone
+
+    @property
+    @override
+    def frozen_backbones(self) -> tuple[Backbone, ...]:
+        frozen = not any(p.requires_grad for p in self.model.parameters())
+        return (self.backbone,) if frozen else ()
+
+    @override
+    def forward(self, labels: Tensor | None = None, **batch: Any) -> CausalLMOutputWithPast:
+        output = self.model(**batch)
+        if labels is not None:
+            output.loss = next_token_loss(output.logits, labels)
+        return output
+
+    @override
+    def generate(self, **batch_and_options: Any) -> Any:
+        return self.model.generate(**batch_and_options)
+
+    @contextmanager
+    @override
+    def anchor_only(self) -> Iterator[None]:
+        if self._without_adapter is None:
+            raise CalmError("The anchor itself was trained, so it no longer exists on its own.")
+        with self._without_adapter():
+            yield
+
+    @override
+    def train(self, mode: bool = True) -> "PlainModel":
+        super().train(mode)
+        if self.frozen_backbones:
+            self.model.eval()
+        return self
+
+    @override
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save(folder)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each labelled token given what precedes it, in nats.
+
+    Args:
+        logits: [batch, seq, vocabulary].
+        labels: [batch, seq]; -100 is not counted.
+    """
+    targets = labels[:, 1:]
+    rows = targets != IGNORED
+    return nn.functional.cross_entropy(logits[:, :-1][rows].float(), targets[rows])
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    found = [at for mark in stop if (at := text.find(mark)) >= 0]
+    return text[: min(found)] if found else text

@@ -1,0 +1,1 @@
+"""Ways to make one language model out of frozen backbones."""

@@ -1,0 +1,3 @@
+"""One backbone alone."""
+
+from calm_plugins.compositions.single.composition import Single as Single

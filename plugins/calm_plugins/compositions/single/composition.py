@@ -1,0 +1,53 @@
+"""One backbone alone: the rows that a composition is compared with.
+
+Frozen, it is "anchor alone" or "augmenting model alone". Trained whole, it is the paper's skyline
+of further training, and with `weights: random` the way to make a small backbone from nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import override
+
+from calm_lightning.backbone import Backbone
+from calm_lightning.contracts import CalmError, Composition
+from calm_lightning.language_model import PlainModel
+
+
+class Single(Composition):
+    """One of the backbones, as it is or trained whole.
+
+    Args:
+        use: `anchor`, or the number of an augmenting model counted from 0.
+        train: Train every weight of it. Otherwise nothing is trained.
+    """
+
+    exempt = {  # noqa: RUF012
+        "augmenting_used": "a single model has no augmenting model to use",
+    }
+
+    def __init__(self, use: Literal["anchor"] | int = "anchor", train: bool = False) -> None:
+        self.use = use
+        self.train = train
+
+    @override
+    def compose(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> PlainModel:
+        chosen = anchor
+        if self.use != "anchor":
+            if not 0 <= self.use < len(augmenting):
+                raise CalmError(
+                    f"use={self.use}: there are {len(augmenting)} augmenting models, counted "
+                    "from 0."
+                )
+            chosen = augmenting[self.use]
+        chosen.model.requires_grad_(self.train)
+
+        def save(folder: Path) -> None:
+            chosen.model.save_pretrained(folder)
+            if chosen.tokenizer is not None:
+                chosen.tokenizer.save_pretrained(folder)
+
+        if self.train:
+            return PlainModel(chosen, save, without_adapter=None)
+        return PlainModel(chosen, save)

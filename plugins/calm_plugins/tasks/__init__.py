@@ -1,0 +1,1 @@
+"""What a composed model is trained on and measured by."""
