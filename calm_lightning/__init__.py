@@ -30,7 +30,7 @@ _PUBLIC = {
     "load": "calm_lightning.checkpoint",
 }
 
-__all__ = ["__version__", *_PUBLIC, "testing"]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC, "testing"]
 
 
 def __getattr__(name: str) -> Any:

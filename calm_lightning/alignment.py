@@ -38,7 +38,7 @@ def visible_tokens(
     """For equal tokenizers: True where an anchor position may read an augmenting token.
 
     Args:
-        attention_mask: 1 at tokens, 0 at padding, over everything read so far; None without padding.
+        attention_mask: 1 at tokens, 0 at padding, over all that was read so far; None: no padding.
         batch: Rows.
         past: Tokens already in the cache.
         new: Tokens read now; the queries.

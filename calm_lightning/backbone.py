@@ -70,7 +70,7 @@ class BackboneSource:
                 "Expected a folder with config.json, *.safetensors and a tokenizer, or the name of "
                 "such a model on the Hugging Face hub (which needs a network, or a cached copy)."
             ) from error
-        return Backbone(model, tokenizer, name=self.path, revision=self.revision)
+        return Backbone(model, tokenizer, name=self.path, source=self)
 
     def _check_folder(self) -> None:
         folder = Path(self.path).expanduser()
@@ -130,7 +130,7 @@ class Backbone:
             into eval mode in place.
         tokenizer: Its tokenizer; None where only token ids are used.
         name: What messages and saved models call it.
-        revision: Of `name` on the hub.
+        source: Where it was loaded from; None for a model made in memory.
 
     Raises:
         CalmError: If the model's decoder layers cannot be found.
@@ -141,12 +141,12 @@ class Backbone:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         name: str | None = None,
-        revision: str | None = None,
+        source: BackboneSource | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or model.name_or_path or f"{type(model).__name__} in memory"
-        self.revision = revision
+        self.source = source
         self.layers = find_layers(model)
         self.freeze()
 
@@ -203,6 +203,10 @@ class Backbone:
         """Whether the decoder's forward takes this argument (`position_ids`, say)."""
         return argument in inspect.signature(self.decoder.forward).parameters
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's own weights and buffers, by name."""
+        return dict(self.model.state_dict())
+
     def fingerprint(self, exact: bool = False) -> str:
         """SHA-256 of the weights, as hexadecimal digits.
 
@@ -211,7 +215,7 @@ class Backbone:
                 first, so that one checkpoint has one fingerprint whichever dtype it is loaded in.
         """
         digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
+        for name, weight in sorted(self.weights().items()):
             digest.update(f"{name}{tuple(weight.shape)}".encode())
             digest.update(_bytes_of(weight, exact))
         return digest.hexdigest()

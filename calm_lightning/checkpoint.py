@@ -218,12 +218,14 @@ def check_same(backbone: Backbone, reference: dict[str, Any], origin: str) -> No
 
 
 def references_of(model: LanguageModel) -> list[dict[str, Any]]:
-    """Name, revision and hash of every frozen backbone."""
+    """Where every frozen backbone is, and its hash."""
     return [
         {
             "role": "augmenting" if index else "anchor",
             "name": backbone.name,
-            "revision": backbone.revision,
+            "revision": backbone.source.revision if backbone.source else None,
+            "weights": backbone.source.weights if backbone.source else "pretrained",
+            "seed": backbone.source.seed if backbone.source else 0,
             "fingerprint": backbone.fingerprint(),
         }
         for index, backbone in enumerate(model.frozen_backbones)
@@ -235,4 +237,10 @@ def _locate(reference: dict[str, Any], folder: Path, dtype: DType) -> BackboneSo
     beside = folder / name
     if not Path(name).is_dir() and beside.is_dir():
         name = str(beside)
-    return BackboneSource(name, dtype=dtype, revision=reference["revision"])
+    return BackboneSource(
+        name,
+        weights=reference.get("weights", "pretrained"),
+        dtype=dtype,
+        seed=reference.get("seed", 0),
+        revision=reference["revision"],
+    )

@@ -40,6 +40,7 @@ class Collator:
         self.model = model
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Tokenize prompts with their targets."""
         inputs = self.model.encode(
             [e.prompt for e in examples],
             [e.target for e in examples],

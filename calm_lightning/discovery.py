@@ -13,7 +13,6 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TypeVar
 
-
 from calm_lightning.contracts import CalmError, Composition, Scorer, Task
 
 GROUP = "calm_lightning.plugins"

@@ -17,7 +17,7 @@ from calm_lightning.contracts import CalmError, LanguageModel
 
 
 class TextModel(LanguageModel):
-    """A language model whose prompts are read and whose answers are written by its anchor's tokenizer.
+    """A language model that reads and writes by its anchor's tokenizer.
 
     Subclasses provide `anchor_backbone`, `forward` and `generate`.
     """

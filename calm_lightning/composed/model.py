@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
@@ -133,6 +134,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         self._run: _Run | None = None
         self._switched_off = False
         self._disturbance: Disturbance | None = None
+        self._hooks: list[RemovableHandle] = []
         self._install_hooks()
         self.post_init()
         self.generation_config = copy.deepcopy(anchor.model.generation_config)
@@ -142,7 +144,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
 
     @override
     def init_weights(self) -> None:
-        """Weights are given, not drawn: the backbones' are trained, the bridges start themselves."""
+        """Draw nothing: the backbones are trained, and the bridges start themselves."""
 
     def freeze(self) -> None:
         """Freeze the backbones and put them into eval mode; the bridges stay trainable."""
@@ -351,12 +353,18 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         anchor, *augmenting = self.backbones
         taps = {(c.augmenting, c.augmenting_layer) for c in self.connections}
         for index, layer in sorted(taps):
-            augmenting[index].layers[layer].register_forward_hook(partial(self._tap, index, layer))
+            tap = partial(self._tap, index, layer)
+            self._hooks.append(augmenting[index].layers[layer].register_forward_hook(tap))
         for layer in sorted({c.anchor_layer for c in self.connections}):
-            anchor.layers[layer].register_forward_hook(partial(self._add, layer))
+            self._hooks.append(anchor.layers[layer].register_forward_hook(partial(self._add, layer)))
         head = self.anchor.get_output_embeddings()
         if head is not None:
-            head.register_forward_pre_hook(self._select_targets)
+            self._hooks.append(head.register_forward_pre_hook(self._select_targets))
+
+    def detach(self) -> None:
+        """Take the hooks out of the backbones; the composed model cannot be used afterwards."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _tap(self, index: int, layer: int, module: nn.Module, args: Any, output: Any) -> None:
         run = self._run

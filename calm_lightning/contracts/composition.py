@@ -1,7 +1,7 @@
 """The contract of a composition: one language model out of frozen backbones.
 
-That is the whole contract, so cross-attention, routing, merging, LoRA and rewriting can all keep it.
-`calm_lightning.testing` checks it for every installed plug-in.
+That is the whole contract, so cross-attention, routing, merging, LoRA and rewriting can all keep
+it. `calm_lightning.testing` checks it for every installed plug-in.
 """
 
 import inspect

@@ -2,3 +2,5 @@
 
 from calm_plugins.tasks.key_value.data import KeyValue as KeyValue
 from calm_plugins.tasks.key_value.expressions import KeyTable as KeyTable
+
+# Not the tokenizer: `python -m` would run a module that is already imported, and warn.

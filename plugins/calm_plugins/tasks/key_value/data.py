@@ -279,6 +279,9 @@ class _TrainingExamples(Sequence[Example]):
         self.ingredients = [ingredient for ingredient, _ in mixture]
         self.weights = [weight for _, weight in mixture]
         self.bracketed_numbers, self.junk_letters = bracketed_numbers, junk_letters
+        for ingredient, weight in mixture:
+            if weight > 0:
+                self._draw(random.Random(0), ingredient)  # refuses now, not in the middle of a run
 
     @override
     def __len__(self) -> int:

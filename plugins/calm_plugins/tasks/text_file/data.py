@@ -163,7 +163,7 @@ def _read_text(file: Path) -> str:
         content = file.read_bytes()
     except FileNotFoundError:
         raise CalmError(
-            f"{file}: no such file, seen from {Path.cwd()}. Check the path, or give it from the root."
+            f"{file}: no such file, seen from {Path.cwd()}. Check the path, or give a full one."
         ) from None
     except OSError as error:
         raise CalmError(f"{file} cannot be read: {error.strerror}.") from error
@@ -209,7 +209,7 @@ def _read_json_lines(file: Path, text: str, prompt_field: str, target_field: str
             raise CalmError(f"{where}: {target_field!r} is empty, so there is nothing to learn.")
         if _LONE_SURROGATE.search(prompt + target):
             raise CalmError(
-                f"{where}: half of a \\ud800-style escape pair; write both halves, or the character."
+                f"{where}: half of a \\ud83d\\ude00-style pair of escapes; write both halves."
             )
         examples.append(Example(prompt, target, fields))
     return examples
@@ -217,4 +217,5 @@ def _read_json_lines(file: Path, text: str, prompt_field: str, target_field: str
 
 def _kind(value: object) -> str:
     """What a JSON value is, for a message; numbers, true, false and null speak for themselves."""
-    return {dict: "an object", list: "a list", str: "a text"}.get(type(value), json.dumps(value))
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    return names.get(type(value), json.dumps(value))

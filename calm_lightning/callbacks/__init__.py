@@ -1,0 +1,4 @@
+"""What a run shows and guards."""
+
+from calm_lightning.callbacks.frozen import NothingFrozenMoved as NothingFrozenMoved
+from calm_lightning.callbacks.save_model import SaveModel as SaveModel

@@ -1,0 +1,333 @@
+"""The `calm` command: LightningCLI, plug-ins found first, and errors that help.
+
+calm fit | validate | test | predict   one run, from a YAML file
+calm compare                           many rows and seeds under one budget, as a table
+calm generate                          ask a trained model
+calm plugins                           what is installed
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
+
+from calm_lightning.callbacks import NothingFrozenMoved, SaveModel
+from calm_lightning.contracts import CalmError, Composition, Scorer, Task
+from calm_lightning.discovery import implementations, load_plugins
+from calm_lightning.module import CalmModule
+
+OVERVIEW = """usage: calm COMMAND [options]
+
+Compose frozen language models through small trained bridges.
+
+commands:
+  fit        train a composition:            calm fit --config configs/smoke/key_value.yaml
+  validate   score it on the validation part of every evaluation set
+  test       score it on every evaluation set: calm test --run runs/NAME
+  predict    write its answers
+  compare    many rows and seeds, as a table: calm compare configs/key_value/demo.yaml
+  generate   ask a trained model:            calm generate runs/NAME/model --prompt "<kqz>+<abf>="
+  plugins    list what is installed
+
+`calm COMMAND --help` tells the options of each.
+"""
+
+RUN_HELP = (
+    "Folder of the run: config, checkpoints, TensorBoard files and the trained model go there. "
+    "By default runs/<name of the config file>, with a number if that exists. For validate, test "
+    "and predict: the run whose config and last checkpoint are used."
+)
+
+
+class CalmParser(LightningArgumentParser):
+    """A parser whose errors name the plug-in that was probably meant."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        if not self.exit_on_error:
+            super().error(message + _hint(message), ex)
+        print(f"calm: {message}{_hint(message)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class CalmCLI(LightningCLI):
+    """LightningCLI over `CalmModule` and any installed task."""
+
+    def __init__(self, args: ArgsType = None, run: bool = True, **kwargs: Any) -> None:
+        load_plugins()
+        super().__init__(
+            CalmModule,
+            Task,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfigCallback if run else None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=args,
+            run=run,
+            **kwargs,
+        )
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.pop("default_config_files", None)
+        parser = CalmParser(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action="config", help="A YAML file; may be given several times."
+        )
+        return parser
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="CPU threads that torch may use."
+        )
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.config.subcommand] if self.subcommand else self.config
+        if config.threads:
+            import torch
+
+            torch.set_num_threads(config.threads)
+        if not self.subcommand or config.trainer.fast_dev_run:
+            return
+        if "verbose" in config:
+            config.verbose = False  # Lightning's table is a screen per set; ours follows
+        folder = Path(config.run) if config.run else _fresh_folder(config)
+        if self.subcommand == "fit":
+            _refuse_finished(folder)
+        config.run = str(folder)
+        config.trainer.default_root_dir = str(folder)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        config = self.config[self.config.subcommand] if self.subcommand else self.config
+        extra: list[Any] = [NothingFrozenMoved()]
+        if self.subcommand and config.run:
+            folder = config.run
+            if self.subcommand == "fit":
+                extra += [
+                    SaveModel(os.path.join(folder, "model")),
+                    ModelCheckpoint(os.path.join(folder, "checkpoints"), save_last=True),
+                ]
+            if config.trainer.logger in (None, True):
+                kwargs["logger"] = TensorBoardLogger(
+                    folder, name="", version="", default_hp_metric=False
+                )
+        if any(
+            "ModelCheckpoint" in str(getattr(c, "class_path", c))
+            for c in (config.trainer.callbacks or [])
+        ):
+            extra = [c for c in extra if not isinstance(c, ModelCheckpoint)]
+        kwargs["callbacks"] = [*kwargs.get("callbacks", []), *extra]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_test(self) -> None:
+        """Print the scores of every evaluation set."""
+        self._print_scores("test")
+
+    def after_validate(self) -> None:
+        """The same for `calm validate`."""
+        self._print_scores("val")
+
+    def _print_scores(self, stage: str) -> None:
+        from calm_lightning.report import print_scores
+
+        logged = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        scores = {k: v for k, v in logged.items() if k.startswith(f"{stage}/")}
+        if self.trainer.is_global_zero:
+            print_scores(scores, f"{stage}, {self.config[self.config.subcommand].run}")
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        run = self.config[self.config.subcommand].run
+        if run and self.trainer.is_global_zero:
+            print(
+                f"The trained model is in {run}/model. Score it: calm test --run {run}. Ask it: "
+                f'calm generate {run}/model --prompt "..."'
+            )
+
+
+def _fresh_folder(config: Any) -> Path:
+    """runs/<config's name>, numbered if it is taken."""
+    files = config.get("config") or []
+    stem = Path(str(files[-1])).stem if files else "run"
+    folder, number = Path("runs") / stem, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{stem}-{number}", number + 1
+    return folder
+
+
+def _refuse_finished(folder: Path) -> None:
+    if (folder / "model").exists():
+        raise CalmError(
+            f"{folder} already holds a trained model. Name another folder with --run, or move "
+            "that one away; nothing was changed."
+        )
+
+
+def _hint(message: str) -> str:
+    known = sorted(
+        {name for kind in (Composition, Task, Scorer) for name in implementations(kind)}  # type: ignore[type-abstract]
+    )
+    words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*", message)
+    near = [m for w in words if w not in known for m in get_close_matches(w, known, 1, 0.75)]
+    failed = [f"{p.name} ({p.error})" for p in load_plugins() if p.error]
+    lines = []
+    if near:
+        lines.append(f"Did you mean {near[0]}?")
+    if near or "import path" in message or "subclass" in message:
+        lines.append(f"Installed: {', '.join(known)}.")
+        if failed:
+            lines.append(f"Left out because they could not be imported: {'; '.join(failed)}.")
+    return "".join(f"\n{line}" for line in lines)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    A fault in the input ends with one message on standard error and exit status 2; set
+    CALM_TRACEBACK=1 to see where it was raised.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    quiet_libraries()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from calm_lightning import __version__
+
+        print(__version__)
+        return
+    try:
+        own = OWN_COMMANDS.get(arguments[0])
+        if own is not None:
+            own(arguments[1:])
+        elif arguments[0] in TRAINER_COMMANDS:
+            sys.argv[1:] = _with_run(arguments)  # strategies that start processes run it again
+            CalmCLI()
+        else:
+            commands = [*TRAINER_COMMANDS, *OWN_COMMANDS]
+            near = get_close_matches(arguments[0], commands, 1, 0.6)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise CalmError(
+                f"There is no command {arguments[0]!r}.{hint} Commands: {', '.join(commands)}."
+            )
+    except CalmError as error:
+        if os.environ.get("CALM_TRACEBACK"):
+            raise
+        print(f"calm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _with_run(arguments: list[str]) -> list[str]:
+    """`test --run FOLDER` stands for the config and the last checkpoint in that folder."""
+    joined = " ".join(arguments)
+    match = re.search(r"--run[= ](\S+)", joined)
+    if arguments[0] == "fit" or match is None or re.search(r"(--config|-c)[= ]", joined):
+        return arguments
+    folder = Path(match.group(1))
+    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    if not config.is_file():
+        raise CalmError(f"{str(folder)!r} is not the folder of a run: it has no config.yaml.")
+    extra = ["--config", str(config)]
+    if "--ckpt_path" not in joined and checkpoint.is_file():
+        extra += ["--ckpt_path", str(checkpoint)]
+    return [arguments[0], *extra, *arguments[1:]]
+
+
+def quiet_libraries() -> None:
+    """Hide other packages' advertisements and warnings that no user can act on."""
+    import logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
+    tips = re.compile("litlogger|litmodels|Tip:|GPU available|TPU available|HPU available")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: not tips.search(record.getMessage()))
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _plugins(arguments: Sequence[str]) -> None:
+    from calm_lightning.report import print_plugins
+
+    _parser("plugins", "List the installed plug-ins and what they offer.").parse_args(arguments)
+    print_plugins(load_plugins())
+
+
+def _generate(arguments: Sequence[str]) -> None:
+    from calm_lightning.generate import generate
+
+    parser = _parser("generate", "Print a trained model's continuation of every prompt.")
+    add = parser.add_argument
+    add("model", help="folder written by `calm fit` (runs/NAME/model), or of a plain model")
+    add("--prompt", action="append", help="what to ask; repeat it for several")
+    add("--file", help="text file with one prompt a line; - reads standard input")
+    add("--max-new-tokens", type=int, default=64, help="longest continuation (default: 64)")
+    add("--sample", action="store_true", help="draw at random instead of the likeliest token")
+    add("--temperature", type=float, default=1.0, help="of the draw")
+    add("--num-beams", type=int, default=1, help="beams of beam search")
+    add("--seed", type=int, default=0, help="of the draw")
+    add(
+        "--show",
+        choices=("composed", "anchor", "both"),
+        default="composed",
+        help="the composed model's answers, the anchor's alone, or both",
+    )
+    add("--anchor", help="where the anchor is now, if it moved")
+    add("--augmenting", action="append", help="where the augmenting models are now, in order")
+    add("--dtype", default="float32", help="of the backbones' weights (default: float32)")
+    generate(**vars(parser.parse_args(arguments)))
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    from calm_lightning.compare import compare
+
+    parser = _parser("compare", "Train and score many rows under one budget, as a table.")
+    add = parser.add_argument
+    add("config", help="the comparison's YAML file")
+    add("--out", help="folder of the results (default: runs/NAME)")
+    add("--workers", type=int, help="runs at a time")
+    add("--rows", nargs="+", default=(), help="only these rows")
+    add("--seeds", nargs="+", type=int, default=(), help="only these seeds")
+    compare(**vars(parser.parse_args(arguments)))
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"calm {command}", description=description)
+
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+OWN_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "compare": _compare,
+    "generate": _generate,
+    "plugins": _plugins,
+}

@@ -1,0 +1,375 @@
+"""`calm compare`: many rows and seeds under one budget, as one table.
+
+A comparison is a YAML file: what all rows share (`base`, a config of `calm fit`), the rows, each
+with what differs, the seeds and the columns. Each (row, seed) is trained and scored by a worker
+process and leaves a `result.json`; what is finished is not done again, so a comparison that was
+stopped goes on where it was.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from calm_lightning.contracts import CalmError
+
+BUDGET = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches")
+_FIELDS = {
+    "name", "about", "base", "rows", "seeds", "columns", "paper", "samples", "threads", "workers",
+}  # fmt: skip
+_ROW_FIELDS = {"name", "label", "train", "config", "own_budget"}
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of a comparison.
+
+    Attributes:
+        name: As it appears in `results.json`.
+        config: The whole config, base and row merged.
+        train: False only scores it, once, whatever the seeds.
+        label: What the table calls it.
+        own_budget: Why this row has another budget or other data than the rest; empty if not.
+    """
+
+    name: str
+    config: dict[str, Any]
+    train: bool = True
+    label: str = ""
+    own_budget: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison as its YAML file says it.
+
+    Attributes:
+        name: Of the folder under `runs/`.
+        rows: In the order of the table.
+        seeds: Of training, one run each.
+        columns: Names of evaluation sets, in the order of the table; empty means all.
+        paper: Figures of the paper by row and column, as fractions, shown beside ours.
+        samples: Evaluation set -> how many of its answers are kept to be shown.
+        about: One line above the table.
+        threads: CPU threads of each run.
+        workers: Runs at a time; 0 means as many as the processors allow.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0,)
+    columns: tuple[str, ...] = ()
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
+    about: str = ""
+    threads: int = 1
+    workers: int = 0
+
+    @property
+    def jobs(self) -> list["Job"]:
+        """Every (row, seed) to be run; a row without training is scored once."""
+        return [
+            Job(row, seed)
+            for seed in self.seeds
+            for row in self.rows
+            if row.train or seed == self.seeds[0]
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One row with one seed."""
+
+    row: Row
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where this job's files are."""
+        return out / "rows" / self.row.name / f"seed_{self.seed}"
+
+    def config(self) -> dict[str, Any]:
+        """The row's config with this seed in every place that has one."""
+        config = copy.deepcopy(self.row.config)
+        config["seed_everything"] = self.seed
+        config.setdefault("data", {}).setdefault("init_args", {})["seed"] = self.seed
+        return config
+
+    def key(self) -> str:
+        """A hash of all that decides the result: config, and the backbones' files."""
+        digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True, default=str).encode())
+        model = self.row.config.get("model", {})
+        for source in [model.get("anchor"), *model.get("augmenting", [])]:
+            folder = Path(str((source or {}).get("path", "")))
+            for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- reading the file
+
+
+def read_comparison(file: Path) -> Comparison:
+    """Read a comparison's YAML file.
+
+    Raises:
+        CalmError: If the file is missing, is not YAML, or says something that has no meaning.
+    """
+    try:
+        said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CalmError(f"There is no file {str(file)!r}. Expected a comparison in YAML.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CalmError(f"{file} cannot be read as YAML: {error}") from None
+    if not isinstance(said, dict) or not isinstance(said.get("rows"), list) or not said["rows"]:
+        raise CalmError(f"{file}: expected a mapping with `base` and a list `rows`.")
+    _only(said, _FIELDS, str(file))
+    base = said.get("base") or {}
+    rows = [_read_row(row, base, f"{file}, row {i + 1}") for i, row in enumerate(said["rows"])]
+    names = [row.name for row in rows]
+    if len(set(names)) != len(names):
+        raise CalmError(f"{file}: two rows have one name: {sorted(names)}.")
+    seeds = said.get("seeds", [0])
+    if not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise CalmError(f"{file}: seeds must be a list of whole numbers, not {seeds!r}.")
+    return Comparison(
+        name=str(said.get("name") or file.stem),
+        rows=tuple(rows),
+        seeds=tuple(seeds),
+        columns=tuple(said.get("columns") or ()),
+        paper=said.get("paper") or {},
+        samples=said.get("samples") or {},
+        about=str(said.get("about") or ""),
+        threads=int(said.get("threads", 1)),
+        workers=int(said.get("workers", 0)),
+    )
+
+
+def _read_row(said: Any, base: Mapping[str, Any], where: str) -> Row:
+    if not isinstance(said, dict) or "name" not in said:
+        raise CalmError(f"{where}: expected a mapping with at least `name`, got {said!r}.")
+    _only(said, _ROW_FIELDS, where)
+    own = said.get("config") or {}
+    reason = str(said.get("own_budget") or "")
+    budget = [f"trainer.{key}" for key in BUDGET if key in (own.get("trainer") or {})]
+    if (budget or "data" in own) and not reason:
+        raise CalmError(
+            f"{where} ({said['name']}): it changes {', '.join(budget or ['data'])}, so it would "
+            "not be compared under the same budget and data. Take that out, or say why in "
+            "`own_budget`; the table will show the reason."
+        )
+    return Row(
+        name=str(said["name"]),
+        config=merge(base, own),
+        train=bool(said.get("train", True)),
+        label=str(said.get("label") or said["name"]),
+        own_budget=reason,
+    )
+
+
+def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `own` put over it, mapping by mapping.
+
+    Another `class_path` replaces the class with its arguments, because they belong together.
+    """
+    if "class_path" in own and own["class_path"] != base.get("class_path"):
+        return copy.deepcopy(dict(own))
+    merged = copy.deepcopy(dict(base))
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def _only(said: Mapping[str, Any], known: set[str], where: str) -> None:
+    strange = sorted(set(said) - known)
+    if strange:
+        raise CalmError(f"{where}: unknown entries {strange}; known are {sorted(known)}.")
+
+
+# ---------------------------------------------------------------------- running
+
+
+def compare(
+    config: str,
+    out: str | None = None,
+    workers: int | None = None,
+    rows: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> None:
+    """Train and score every row, and write the table.
+
+    Args:
+        config: The comparison's YAML file.
+        out: Folder of the results; runs/<name> by default.
+        workers: Runs at a time, in place of the file's number.
+        rows: Only these rows.
+        seeds: Only these seeds.
+
+    Raises:
+        CalmError: If the file is at fault, or a row failed (after the others were run).
+    """
+    from calm_lightning.report import Progress, write_report
+
+    comparison = read_comparison(Path(config))
+    folder = Path(out) if out else Path("runs") / comparison.name
+    jobs = [
+        job
+        for job in comparison.jobs
+        if (not rows or job.row.name in rows) and (not seeds or job.seed in seeds)
+    ]
+    if not jobs:
+        raise CalmError(f"No row is left of {[row.name for row in comparison.rows]} by {rows}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    pending = [job for job in jobs if finished(job, folder) is None]
+    count = workers or comparison.workers or max(1, (os.cpu_count() or 1) // comparison.threads)
+    failed: dict[str, str] = {}
+    with Progress(jobs, pending, folder, min(count, max(1, len(pending)))) as progress:
+        # Spawned, not forked: torch's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(count, max(1, len(pending))), context)
+        try:
+            futures: dict[Future[None], Job] = {
+                pool.submit(run_job, job, folder, comparison.threads, dict(comparison.samples)): job
+                for job in pending
+            }
+            waiting = set(futures)
+            while waiting:
+                for future in [f for f in waiting if f.done()]:
+                    waiting.discard(future)
+                    if (error := future.exception()) is not None:
+                        job = futures[future]
+                        failed[f"{job.row.name}, seed {job.seed}"] = str(error).strip()
+                progress.update()
+                time.sleep(0.25)
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+    results = [r for job in comparison.jobs if (r := finished(job, folder)) is not None]
+    if results:
+        write_report(comparison, results, folder, failed)
+    if failed:
+        told = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
+        raise CalmError(
+            f"{len(failed)} of {len(jobs)} runs failed; the others are in the table:\n{told}"
+        )
+
+
+def finished(job: Job, out: Path) -> dict[str, Any] | None:
+    """The job's result, if it is there and was made from the same config and backbones."""
+    file = job.folder(out) / "result.json"
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return result if result.get("key") == job.key() else None
+
+
+def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> None:
+    """Train and score one row with one seed, in this process; leave `result.json` behind."""
+    import torch
+
+    from calm_lightning.cli import CalmCLI, quiet_libraries
+    from calm_lightning.report import JobProgress
+
+    quiet_libraries()
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    sys.argv[1:] = []  # LightningCLI would warn of the parent's arguments
+    torch.set_num_threads(threads)
+    folder = job.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = job.config()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    quiet = {
+        "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": False, "num_sanity_val_steps": 0, "limit_val_batches": 0,
+        "default_root_dir": str(folder),
+    }  # fmt: skip
+    config["trainer"] = {**config.get("trainer", {}), **quiet}
+    cli = CalmCLI(args=config, run=False)
+    progress = JobProgress(folder)
+    cli.trainer.callbacks.append(progress)
+    started = time.perf_counter()
+    if job.row.train:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        cli.model.language_model.save_pretrained(folder / "model")
+    trained_seconds = time.perf_counter() - started if job.row.train else 0.0
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    metrics, details = split_metrics(
+        {name: float(value) for name, value in cli.trainer.callback_metrics.items()}, cli.model
+    )
+    result = {
+        "name": job.row.name,
+        "seed": job.seed,
+        "metrics": metrics,
+        "trained_parameters": cli.model.num_trainable,
+        "seconds": round(trained_seconds, 1),
+        "config": str(folder / "config.yaml"),
+        "commit": commit(),
+        "details": details,
+        "test_seconds": round(time.perf_counter() - started - trained_seconds, 1),
+        "samples": draw_samples(cli.model, samples),
+        "curve": progress.curve,
+        "key": job.key(),
+    }
+    temporary = folder / "result.json.tmp"
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(folder / "result.json")
+
+
+def split_metrics(
+    logged: Mapping[str, float], module: Any
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The one number of each evaluation set, and all the others."""
+    logged = {k.removeprefix("test/"): v for k, v in logged.items() if k.startswith("test/")}
+    headlines = {}
+    for each in module.evaluation_sets:
+        scorer = module.scorers[each.name] if each.name in module.scorers else None
+        headlines[each.name] = f"{each.name}/{scorer.headline if scorer else 'loss_nats'}"
+    metrics = {name: logged[key] for name, key in headlines.items() if key in logged}
+    return metrics, {k: v for k, v in logged.items() if k not in headlines.values()}
+
+
+def draw_samples(module: Any, wanted: Mapping[str, int]) -> list[dict[str, str]]:
+    """The first answers of the evaluation sets that are to be shown."""
+    shown = []
+    for each in module.evaluation_sets:
+        examples = list(each.examples[: wanted.get(each.name, 0)])
+        if not examples or not module._can_ask(examples):
+            continue
+        for example, answer in zip(examples, module.answer(examples, each), strict=True):
+            shown.append(
+                {
+                    "set": each.name,
+                    "prompt": example.prompt,
+                    "target": example.target,
+                    "answer": answer,
+                }
+            )
+    return shown
+
+
+def commit() -> str:
+    """The commit of the working tree, marked if it was changed; empty outside a repository."""
+    try:
+        head = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.stdout.strip()

@@ -1,0 +1,303 @@
+"""The LightningModule: trains what is trainable and scores what the task asks; it knows neither."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import Metric
+from typing_extensions import override
+
+from calm_lightning.backbone import BackboneSource
+from calm_lightning.checkpoint import load_trained, references_of
+from calm_lightning.collate import IGNORED, Batch, Collator
+from calm_lightning.contracts import CalmError, Composition, EvaluationSet, Example, LanguageModel
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW with the settings that served small compositions."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+
+
+class TextLoss(Metric):
+    """Cross-entropy of targets: nats per token, and nats per character for any two tokenizers."""
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+    characters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nats", "tokens", "characters"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def update(self, mean_nats: Tensor, tokens: int, characters: int) -> None:
+        self.nats += mean_nats.double() * tokens
+        self.tokens += tokens
+        self.characters += characters
+
+    @override
+    def compute(self) -> dict[str, Tensor]:
+        return {
+            "loss_nats": self.nats / self.tokens,
+            "loss_nats_per_character": self.nats / self.characters,
+        }
+
+
+class CalmModule(L.LightningModule):
+    """Frozen backbones, what joins them, and how it is trained.
+
+    Args:
+        anchor: The general model.
+        composition: What joins it with the augmenting models.
+        augmenting: The specialised models.
+        optimizer: Given the trainable weights.
+        warmup_steps: Steps over which the learning rate rises from zero.
+        schedule: How it falls afterwards, over the rest of the run.
+        final_share: Share of the learning rate that is left at the end of the schedule.
+        ask_with: Name of another way to ask, where the examples have one
+            (`Example.meta["prompt/<name>"]`); sets without it are not evaluated.
+    """
+
+    def __init__(
+        self,
+        anchor: BackboneSource,
+        composition: Composition,
+        augmenting: Sequence[BackboneSource] = (),
+        optimizer: OptimizerCallable = default_optimizer,
+        warmup_steps: int = 100,
+        schedule: Schedule = "cosine",
+        final_share: float = 0.05,
+        ask_with: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.anchor_source = anchor
+        self.augmenting_sources = list(augmenting)
+        self.composition = composition
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.schedule: Schedule = schedule
+        self.final_share = final_share
+        self.ask_with = ask_with
+        self.strict_loading = False  # checkpoints hold the trained part; checked in load_state_dict
+        self.model: LanguageModel | None = None
+        self.scorers = nn.ModuleDict()
+        self.losses = nn.ModuleDict()
+        self.evaluation_sets: list[EvaluationSet] = []
+
+    # ------------------------------------------------------------------ building
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is None:
+            anchor = self.anchor_source.load()
+            augmenting = [source.load() for source in self.augmenting_sources]
+            self.model = self.composition.compose(anchor, augmenting)
+        task = getattr(self._trainer, "datamodule", None) if self._trainer else None
+        if task is None:
+            return
+        task.collate = Collator(self.model)
+        if not self.evaluation_sets:
+            self.evaluation_sets = list(task.evaluation_sets())
+            for each in self.evaluation_sets:
+                self.losses[each.name] = TextLoss().to(self.device)
+                if each.scorer is not None:
+                    self.scorers[each.name] = each.scorer().to(self.device)
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The composed model, once it is built."""
+        assert self.model is not None, "configure_model builds the model"
+        return self.model
+
+    @property
+    def num_trainable(self) -> int:
+        """Number of trained weights."""
+        return sum(p.numel() for _, p in self.language_model.trainable_parameters())
+
+    @override
+    def configure_optimizers(self) -> Any:
+        weights = [p for _, p in self.language_model.trainable_parameters()]
+        if not weights:
+            raise CalmError(
+                f"{self.composition!r} trains nothing, so there is nothing to fit. Use `calm test`."
+            )
+        optimizer = self.optimizer(weights)
+        steps = self.trainer.estimated_stepping_batches
+        share = learning_rate_share(self.schedule, self.warmup_steps, steps, self.final_share)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # ------------------------------------------------------------------ training
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        if isinstance(batch, Batch):
+            inputs = {name: t.to(device, non_blocking=True) for name, t in batch.inputs.items()}
+            return Batch(batch.examples, inputs)
+        return batch  # examples are text
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss: Tensor = self.language_model(**batch.inputs).loss  # type: ignore[operator]
+        if not torch.isfinite(loss):
+            raise CalmError(self._stopped("the loss", float(loss)))
+        self.log("train/loss_nats", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for _, p in self.language_model.trainable_parameters()]
+        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        if not torch.isfinite(norm):  # before the step, so that no weight is spoilt
+            raise CalmError(self._stopped("the gradient's norm", float(norm)))
+        self.log("train/gradient_norm", norm)
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.trainer.datamodule.consumed_batches += 1  # type: ignore[attr-defined]
+
+    def _stopped(self, what: str, value: float) -> str:
+        checkpoint = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            self.trainer.checkpoint_callback, "best_model_path", ""
+        )
+        kept = (
+            f"The last good checkpoint is {checkpoint}."
+            if checkpoint and Path(checkpoint).exists()
+            else "No checkpoint had been written yet."
+        )
+        return (
+            f"Training stopped at step {self.global_step}: {what} is {value}. The weights were not "
+            f"changed by this step. {kept} A lower learning rate, a longer warm-up "
+            "(model.warmup_steps) or gradient clipping (trainer.gradient_clip_val) usually helps."
+        )
+
+    # ------------------------------------------------------------------ evaluation
+
+    @override
+    def validation_step(
+        self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluate(batch, self.evaluation_sets[dataloader_idx])
+
+    @override
+    def test_step(self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.evaluation_sets[dataloader_idx])
+
+    @override
+    def predict_step(
+        self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[str]:
+        return self.answer(batch, self.evaluation_sets[dataloader_idx])
+
+    def answer(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
+        """What the model says to each example, greedily."""
+        return self.language_model.generate_text(
+            [self._prompt(e) for e in examples],
+            stop=kind.stop,
+            max_new_tokens=kind.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+
+    def _evaluate(self, examples: Sequence[Example], kind: EvaluationSet) -> None:
+        if not self._can_ask(examples):
+            return
+        if kind.name in self.scorers:
+            self.scorers[kind.name].update(self.answer(examples, kind), examples)
+        inputs = self.language_model.encode(
+            [self._prompt(e) for e in examples],
+            [e.target for e in examples],
+            ends=[e.ends for e in examples],
+        )
+        inputs = {name: t.to(self.device) for name, t in inputs.items()}
+        tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        loss = self.language_model(**inputs).loss  # type: ignore[operator]
+        self.losses[kind.name].update(loss, tokens, sum(len(e.target) for e in examples))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        for name, loss in self.losses.items():
+            scores: dict[str, Tensor] = {}
+            for metric in (self.scorers[name] if name in self.scorers else None, loss):
+                if metric is None or metric.update_count == 0:
+                    continue
+                scores |= metric.compute()
+                metric.reset()
+            self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
+
+    def _prompt(self, example: Example) -> str:
+        if self.ask_with is None:
+            return example.prompt
+        return str(example.meta[f"prompt/{self.ask_with}"])
+
+    def _can_ask(self, examples: Sequence[Example]) -> bool:
+        return self.ask_with is None or f"prompt/{self.ask_with}" in examples[0].meta
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+        checkpoint["backbones"] = references_of(self.language_model)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from calm_lightning.checkpoint import check_same
+
+        frozen = self.language_model.frozen_backbones
+        for backbone, reference in zip(frozen, checkpoint.get("backbones", []), strict=False):
+            check_same(backbone, reference, "The checkpoint")
+
+    @override
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        load_trained(self, dict(state_dict), "The checkpoint")
+        return nn.modules.module._IncompatibleKeys([], [])
+
+
+def learning_rate_share(
+    schedule: Schedule, warmup_steps: int, steps: float, final_share: float
+) -> Any:
+    """The factor on the learning rate at each step: a rise, then the schedule's fall.
+
+    Args:
+        schedule: `cosine`, `linear` or `constant`.
+        warmup_steps: Length of the rise.
+        steps: Length of the run; infinite means no fall.
+        final_share: What is left at the end.
+    """
+
+    def share(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if schedule == "constant" or not math.isfinite(steps):
+            return 1.0
+        done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        fall = done if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+        return 1 - (1 - final_share) * fall
+
+    return share

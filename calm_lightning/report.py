@@ -1,0 +1,459 @@
+"""What a comparison shows: progress while it runs, then table, CSV, JSON and pictures."""
+
+import csv
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from typing_extensions import override
+
+from calm_lightning.discovery import CONTRACTS
+
+if TYPE_CHECKING:
+    from calm_lightning.compare import Comparison, Job
+    from calm_lightning.discovery import Plugin
+
+Result = dict[str, Any]
+NOTHING = "\N{EN DASH}"
+
+# Told apart by lightness too, so that the bars survive a black-and-white print.
+_COLOURS = ("#1b3a5c", "#e07b39", "#4f9d69", "#8f6bb3", "#c9b037", "#7a7a7a", "#d1495b", "#6fb1d6")
+
+
+# ---------------------------------------------------------------------- while it runs
+
+
+class JobProgress(L.Callback):
+    """Writes how far a run is into its folder, and keeps its learning curve.
+
+    Args:
+        folder: Of the run.
+        every_seconds: Between two writes.
+        points: Most points that the curve keeps.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 0.5, points: int = 200) -> None:
+        self.file = folder / "progress.json"
+        self.every_seconds = every_seconds
+        self.points = points
+        self.curve: list[tuple[int, float]] = []
+        self._written = 0.0
+        self._window: list[float] = []
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._window.append(float(outputs["loss"]))
+        total = max(1, int(trainer.estimated_stepping_batches))
+        if trainer.global_step % max(1, total // self.points) == 0:
+            self.curve.append((trainer.global_step, statistics.fmean(self._window)))
+            self._window.clear()
+        self._write("training", trainer.global_step / total)
+
+    @override
+    def on_test_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        batches = trainer.num_test_batches
+        done = sum(batches[:dataloader_idx]) + batch_idx
+        self._write("scoring", done / max(1, sum(batches)))
+
+    def _write(self, phase: str, share: float) -> None:
+        now = time.monotonic()
+        if now - self._written < self.every_seconds:
+            return
+        self._written = now
+        loss = self.curve[-1][1] if self.curve else None
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"phase": phase, "share": share, "loss": loss}))
+        temporary.replace(self.file)
+
+
+class Progress:
+    """Which row, which seed, how far, how long still.
+
+    On a terminal: one bar a run. Elsewhere: one line every `line_seconds`.
+
+    Args:
+        jobs: All runs of the comparison.
+        pending: Those that are not finished yet.
+        out: Folder of the results.
+        workers: Runs at a time.
+        line_seconds: Between two lines where there is no terminal.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence["Job"],
+        pending: Sequence["Job"],
+        out: Path,
+        workers: int,
+        line_seconds: float = 15.0,
+    ) -> None:
+        self.pending, self.out, self.workers = list(pending), out, workers
+        self.already = len(jobs) - len(pending)
+        self.total = len(jobs)
+        self.line_seconds = line_seconds
+        self.console = Console(stderr=True)
+        self.started = time.monotonic()
+        self.begun: dict[Job, float] = {}
+        self.took: dict[Job, float] = {}
+        self._line = 0.0
+        self._bars = RichProgress(
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[Job, TaskID] = {}
+
+    def __enter__(self) -> "Progress":
+        for job in self.pending:
+            (job.folder(self.out) / "progress.json").unlink(missing_ok=True)
+        known = f", {self.already} of them already done" if self.already else ""
+        self.console.print(f"{self.total} runs{known}; {self.workers} at a time.", highlight=False)
+        self._bars.start()
+        self._all = self._bars.add_task("all", total=1.0, note="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+        if kind is not None:
+            self.console.print("Stopped. The same command goes on with what is unfinished.")
+
+    def update(self) -> None:
+        """Read how far every run is, and show it."""
+        now = time.monotonic()
+        shares = {}
+        for job in self.pending:
+            share, note = self._share(job)
+            shares[job] = share
+            if share is None:
+                continue
+            self.begun.setdefault(job, now)
+            if share >= 1.0:
+                self.took.setdefault(job, now - self.begun[job])
+            if job not in self._tasks:
+                name = f"{job.row.label}, seed {job.seed}"
+                self._tasks[job] = self._bars.add_task(escape(name), total=1.0, note="")
+            self._bars.update(
+                self._tasks[job], completed=share, note=escape(note), visible=share < 1.0
+            )
+        left = self._seconds_left(shares, now)
+        done = sum(share or 0.0 for share in shares.values()) / max(1, len(shares))
+        note = f"about {_duration(left)} left" if left is not None else "measuring the time left"
+        self._bars.update(self._all, completed=done, note=note)
+        if not self.console.is_terminal and now - self._line > self.line_seconds:
+            self._line = now
+            running = [
+                f"{job.row.name} seed {job.seed} {share:.0%}"
+                for job, share in shares.items()
+                if share is not None and share < 1.0
+            ]
+            finished = self.already + sum(share == 1.0 for share in shares.values())
+            self.console.print(
+                f"[{_duration(now - self.started)}] {finished}/{self.total} done; "
+                f"{'; '.join(running) or 'starting'}; {note}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def _share(self, job: "Job") -> tuple[float | None, str]:
+        folder = job.folder(self.out)
+        try:
+            said = json.loads((folder / "progress.json").read_text())
+        except (OSError, ValueError):
+            return (None, "")
+        if (folder / "result.json").exists() and job in self.begun and self._is_newer(folder):
+            return 1.0, "done"
+        # Scoring is taken as the last tenth of a trained run.
+        share = said["share"]
+        if job.row.train:
+            share = 0.9 * share if said["phase"] == "training" else 0.9 + 0.1 * share
+        loss = f", loss {said['loss']:.3f}" if said["loss"] is not None else ""
+        return min(share, 0.999), f"{said['phase']}{loss}"
+
+    def _is_newer(self, folder: Path) -> bool:
+        result, progress = folder / "result.json", folder / "progress.json"
+        return result.stat().st_mtime >= progress.stat().st_mtime
+
+    def _seconds_left(self, shares: Mapping["Job", float | None], now: float) -> float | None:
+        pace = dict(self.took)  # seconds of a whole run, measured or foreseen
+        for job, share in shares.items():
+            if share is not None and job not in pace and share > 0.02:
+                pace[job] = (now - self.begun[job]) / share
+        if not any(job.row.train for job in pace) and any(job.row.train for job in self.pending):
+            return None
+        typical = {
+            train: statistics.fmean(known)
+            for train in (True, False)
+            if (known := [s for job, s in pace.items() if job.row.train == train])
+        }
+        left = 0.0
+        for job, share in shares.items():
+            whole = pace.get(job, typical.get(job.row.train, min(typical.values(), default=0.0)))
+            left += whole * (1.0 - (share or 0.0))
+        return left / self.workers
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# ---------------------------------------------------------------------- afterwards
+
+
+def write_report(
+    comparison: "Comparison",
+    results: Sequence[Result],
+    folder: Path,
+    failed: Mapping[str, str] | None = None,
+) -> None:
+    """Write results.json, results.csv, table.md, bars.png and curves.png, and print the table.
+
+    Args:
+        comparison: What was compared.
+        results: One entry per finished run.
+        folder: Where to.
+        failed: Reason by run, for those that failed.
+    """
+    rows = [{k: v for k, v in r.items() if k not in ("curve", "key")} for r in results]
+    document = {"name": comparison.name, "rows": rows, "failed": dict(failed or {})}
+    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    columns = list(comparison.columns) or list(dict.fromkeys(c for r in rows for c in r["metrics"]))
+    _write_csv(rows, columns, folder / "results.csv")
+    text = markdown(comparison, results, columns, failed or {})
+    (folder / "table.md").write_text(text)
+    plot_bars(comparison, results, columns, folder / "bars.png")
+    plot_curves(comparison, results, folder / "curves.png")
+    print(text)
+    print(f"Written: {folder}/results.json, results.csv, table.md, bars.png, curves.png")
+
+
+def markdown(
+    comparison: "Comparison",
+    results: Sequence[Result],
+    columns: Sequence[str],
+    failed: Mapping[str, str],
+) -> str:
+    """The table, with what it takes to believe it, and the examples."""
+    lines = [f"## {comparison.name}", ""]
+    if comparison.about:
+        lines += [comparison.about, ""]
+    seeds = sorted({r["seed"] for r in results})
+    lines += [
+        f"| row | {' | '.join(columns)} | trained parameters | seconds |",
+        f"|---|{'---:|' * (len(columns) + 2)}",
+    ]
+    notes = []
+    for row in comparison.rows:
+        runs = [r for r in results if r["name"] == row.name]
+        reasons = [why for name, why in failed.items() if name.startswith(f"{row.name}, seed ")]
+        if not runs:
+            if reasons:
+                lines.append(f"| {row.label} | failed: {reasons[0].splitlines()[0]} |")
+            continue
+        paper = comparison.paper.get(row.name, {})
+        cells = [
+            _cell([r["metrics"][c] for r in runs if c in r["metrics"]], paper.get(c))
+            for c in columns
+        ]
+        count = f"{runs[0]['trained_parameters']:,}"
+        seconds = f"{statistics.fmean(r['seconds'] for r in runs):.0f}"
+        mark = f" [{len(notes) + 1}]" if row.own_budget else ""
+        if row.own_budget:
+            notes.append(row.own_budget)
+        lines.append(f"| {row.label}{mark} | {' | '.join(cells)} | {count} | {seconds} |")
+    lines += ["", _legend(comparison, results, seeds)]
+    lines += [f"[{i + 1}] {note}" for i, note in enumerate(notes)]
+    examples = _examples(comparison, results)
+    return "\n".join([*lines, "", *examples]).rstrip() + "\n"
+
+
+def _cell(values: Sequence[float], paper: float | None) -> str:
+    if not values:
+        return NOTHING
+    text = f"{100 * statistics.fmean(values):.1f}"
+    if len(values) > 1:
+        text += f" ± {100 * statistics.stdev(values):.1f}"
+    return text if paper is None else f"{text} ({100 * paper:.1f})"
+
+
+def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence[int]) -> str:
+    commits = ", ".join(sorted({r["commit"] for r in results if r["commit"]})) or "unknown"
+    spread = "mean ± standard deviation" if len(seeds) > 1 else "one run"
+    parts = [
+        f"Per cent; {spread} over seeds {', '.join(map(str, seeds))}; rows without training are "
+        "scored once."
+    ]
+    if comparison.paper:
+        parts.append("In brackets: the paper's figure, from models far larger than these.")
+    parts.append(f"Seconds of training. Commit {commits}; {_hardware()}.")
+    return " ".join(parts)
+
+
+def _hardware() -> str:
+    import os
+    import platform
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def _examples(comparison: "Comparison", results: Sequence[Result]) -> list[str]:
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    targets: dict[tuple[str, str], str] = {}
+    rows = []
+    for row in comparison.rows:
+        runs = [r for r in results if r["name"] == row.name and r["samples"]]
+        if not runs:
+            continue
+        rows.append(row)
+        for sample in runs[0]["samples"]:
+            where = (sample["set"], sample["prompt"])
+            answers.setdefault(where, {})[row.name] = sample["answer"]
+            targets[where] = sample["target"]
+    if not answers:
+        return []
+    lines = [f"| set | asked | {' | '.join(row.label for row in rows)} | truth |"]
+    lines.append("|---" * (len(rows) + 3) + "|")
+    for (name, prompt), said in answers.items():
+        cells = [f"`{said[row.name][:40]}`" if said.get(row.name) else NOTHING for row in rows]
+        lines.append(f"| {name} | `{prompt}` | {' | '.join(cells)} | `{targets[name, prompt]}` |")
+    return lines
+
+
+def _write_csv(rows: Sequence[Result], columns: Sequence[str], file: Path) -> None:
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["name", "seed", *columns, "trained_parameters", "seconds", "commit"])
+        for r in rows:
+            scores = [r["metrics"].get(c, "") for c in columns]
+            writer.writerow(
+                [r["name"], r["seed"], *scores, r["trained_parameters"], r["seconds"], r["commit"]]
+            )
+
+
+def plot_bars(
+    comparison: "Comparison", results: Sequence[Result], columns: Sequence[str], file: Path
+) -> None:
+    """A group of bars per column, one bar a row, with the spread over seeds."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in comparison.rows if any(r["name"] == row.name for r in results)]
+    figure = Figure(figsize=(max(7.0, 1.9 * len(columns)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.84 / max(1, len(rows))
+    for i, row in enumerate(rows):
+        places, heights, spreads = [], [], []
+        for j, column in enumerate(columns):
+            values = [
+                r["metrics"][column]
+                for r in results
+                if r["name"] == row.name and column in r["metrics"]
+            ]
+            if values:
+                places.append(j + (i - (len(rows) - 1) / 2) * width)
+                heights.append(100 * statistics.fmean(values))
+                spreads.append(100 * statistics.stdev(values) if len(values) > 1 else 0.0)
+        axes.bar(
+            places, heights, 0.92 * width, yerr=spreads if any(spreads) else None, capsize=2,
+            color=_COLOURS[i % len(_COLOURS)], label=row.label,
+        )  # fmt: skip
+    axes.set_xticks(range(len(columns)), [c.replace("_", "\n", 1) for c in columns], fontsize=8)
+    axes.set_ylabel("accuracy, %")
+    axes.set_ylim(0, 105)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(comparison.name, loc="left")
+    figure.legend(loc="outside lower center", ncols=min(4, max(1, len(rows))), frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def plot_curves(comparison: "Comparison", results: Sequence[Result], file: Path) -> None:
+    """Training loss over steps: a line per row, the mean over seeds, and their range as a band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    drawn = False
+    for i, row in enumerate(comparison.rows):
+        curves = [dict(r["curve"]) for r in results if r["name"] == row.name and r.get("curve")]
+        if not curves:
+            continue
+        drawn = True
+        steps = sorted(set.intersection(*(set(c) for c in curves)))
+        means = [statistics.fmean(c[s] for c in curves) for s in steps]
+        colour = _COLOURS[i % len(_COLOURS)]
+        axes.plot(steps, means, color=colour, label=row.label)
+        if len(curves) > 1:
+            low, high = ([f(c[s] for c in curves) for s in steps] for f in (min, max))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("training loss, nats per target token")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if drawn:
+        axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def print_plugins(plugins: Sequence["Plugin"]) -> None:
+    """List plug-ins with the package that declares each, and what each offers."""
+    table = Table("plug-in", "from", "offers", "what it is", box=None, header_style="bold")
+    for plugin in plugins:
+        if plugin.error:
+            table.add_row(
+                plugin.name, plugin.distribution, "[red]left out[/]", escape(plugin.error)
+            )
+        for i, cls in enumerate(plugin.classes):
+            kind = next(c.__name__ for c in CONTRACTS if issubclass(cls, c))
+            about = (cls.__doc__ or "").strip().splitlines()[0]
+            first = (plugin.name, plugin.distribution) if i == 0 else ("", "")
+            table.add_row(*first, f"{cls.__name__} ({kind})", escape(about))
+    Console().print(table)
+
+
+def print_scores(metrics: Mapping[str, float], title: str) -> None:
+    """Scores as one table: a line per evaluation set, a column per kind of score."""
+    sets: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        _, name, score = key.split("/", 2)
+        sets.setdefault(name, {})[score] = float(value)
+    scores = [s for s in dict.fromkeys(s for each in sets.values() for s in each) if "=" not in s]
+    table = Table("evaluation set", *scores, title=title, title_justify="left", box=None)
+    for name, values in sets.items():
+        table.add_row(name, *(f"{values[s]:.4f}" if s in values else NOTHING for s in scores))
+        for detail, value in values.items():
+            if "=" in detail:
+                table.add_row(f"  {detail.partition('/')[2]}", f"{value:.4f}")
+    Console().print(table)

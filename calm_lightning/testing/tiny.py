@@ -1,0 +1,142 @@
+"""Tiny backbones with random weights, of any family: small enough to build one for every check.
+
+The weights are drawn ten times larger than usual. At the usual size the layers of an untrained
+model hardly change what passes through them, and a leak of information would be lost in rounding.
+"""
+
+import string
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from calm_lightning.backbone import Backbone
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma", "qwen2")
+"""Families that the conformance suite runs by default. Between them: layers that return tensors and
+tuples, rotary and learned positions, grouped and plain heads, tied and untied embeddings."""
+
+OTHER_FAMILIES = ("gemma2", "qwen3", "mistral", "bloom", "falcon", "phi", "olmo2")
+"""More families of which `tiny_backbone` is known to work; mistral and gemma2 with a window."""
+
+CONTEXT = 64
+SPECIAL_TOKENS = ("<pad>", "<eos>")
+
+_WINDOW = 6
+_DROPOUT = ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout")
+
+
+def tiny_config(
+    family: str, width: int = 32, layers: int = 4, vocab: int = 97, scale: float = 0.2
+) -> PretrainedConfig:
+    """The config of a tiny model.
+
+    Args:
+        family: A `model_type` of transformers, such as `llama`.
+        width: Of the hidden state; a multiple of 8, for four heads of even width.
+        layers: Number of decoder layers.
+        vocab: Number of token ids.
+        scale: Standard deviation of the weights.
+
+    Raises:
+        ValueError: If the width does not fit, or transformers knows no such family.
+    """
+    if width % 8:
+        raise ValueError(f"width={width} must be a multiple of 8: four heads of even width.")
+    # Dropout is on, so that a frozen model left in training mode shows.
+    options: dict[str, Any] = dict.fromkeys(_DROPOUT, 0.1)
+    if family in ("llama", "gemma", "gemma2", "qwen2", "qwen3", "mistral"):
+        options |= {"num_key_value_heads": 2}
+    if family in ("gemma", "gemma2", "qwen3"):
+        options |= {"head_dim": width // 4}
+    if family in ("mistral", "gemma2"):
+        options |= {"sliding_window": _WINDOW}
+    if family == "gemma2":
+        options |= {"query_pre_attn_scalar": width // 4}
+    return AutoConfig.for_model(
+        family,
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        initializer_range=scale,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,  # generation never stops early, so lengths can be compared
+        **options,
+    )
+
+
+def tiny_backbone(
+    family: str = "llama",
+    width: int = 32,
+    layers: int = 4,
+    vocab: int = 97,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scale: float = 0.2,
+    name: str | None = None,
+) -> Backbone:
+    """A frozen model with random weights; the same arguments give the same weights.
+
+    Args:
+        family: A `model_type` of transformers, such as `llama`; see `FAMILIES`.
+        width: Of the hidden state; a multiple of 8.
+        layers: Number of decoder layers.
+        vocab: Number of token ids.
+        seed: Of the weights.
+        tokenizer: Given to the backbone as it is; `tiny_tokenizer(vocab)` fits. None: ids only.
+        scale: Standard deviation of the weights.
+        name: What messages call it.
+
+    Raises:
+        ValueError: As `tiny_config`.
+    """
+    config = tiny_config(family, width, layers, vocab, scale)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        # Biases and norms start at 0 and 1 in every family; move them, or no check sees them.
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data.add_(torch.randn_like(parameter), alpha=scale / 2)
+    return Backbone(model, tokenizer, name=name or f"tiny-{family}-{seed}")
+
+
+def tiny_tokenizer(vocab: int = 97) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each printable ASCII character.
+
+    Ids 0 and 1 are `<pad>` and `<eos>`; with vocab=97 every printable character has an id.
+
+    Args:
+        vocab: Number of ids, from 3 to 102.
+
+    Raises:
+        ValueError: If there are not so many characters.
+    """
+    characters = string.ascii_lowercase + string.digits + string.ascii_uppercase
+    characters += string.punctuation + string.whitespace
+    tokens = [*SPECIAL_TOKENS, *dict.fromkeys(characters)][:vocab]
+    if not len(SPECIAL_TOKENS) < vocab == len(tokens):
+        raise ValueError(f"vocab={vocab} must be from 3 to {len(SPECIAL_TOKENS) + len(characters)}")
+    # Without an unknown token a character outside the vocabulary is left out.
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    pad, end = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token=end,
+        clean_up_tokenization_spaces=False,
+    )

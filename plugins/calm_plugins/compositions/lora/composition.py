@@ -1,0 +1,127 @@
+"""LoRA on the anchor alone, by `peft`: a control with as many trained weights as a composition.
+
+The paper (section 4.4, Table 5) compares CALM with LoRA "with the same number of added parameters"
+and does not say which matrices were adapted; here it is every linear layer of the decoder.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from calm_lightning.backbone import Backbone
+from calm_lightning.composed import ComposedModel
+from calm_lightning.contracts import CalmError, Composition
+from calm_lightning.language_model import PlainModel
+
+
+class LoRA(Composition):
+    """Low-rank adapters on every linear layer of the anchor; augmenting models are not used.
+
+    Args:
+        rank: Of every adapter; null takes the rank whose number of weights is nearest to that of
+            `match`.
+        match: A composition whose number of trained weights is to be met.
+        alpha: Scale of the adapters; null is twice the rank.
+        dropout: On the adapters' input.
+    """
+
+    exempt = {  # noqa: RUF012
+        "augmenting_used": "LoRA has no augmenting model to use",
+    }
+
+    def __init__(
+        self,
+        rank: int | None = None,
+        match: Composition | None = None,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        if (rank is None) == (match is None):
+            raise CalmError("LoRA needs either a rank, or a composition to match; not both.")
+        if rank is not None and rank < 1:
+            raise CalmError(f"rank={rank} must be at least 1.")
+        self.rank = rank
+        self.match = match
+        self.alpha = alpha
+        self.dropout = dropout
+
+    @override
+    def compose(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> PlainModel:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise CalmError(
+                "LoRA needs the package peft: pip install 'calm-lightning[lora]'."
+            ) from None
+        rank = self.rank or self._matching_rank(anchor, augmenting)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if self.alpha is None else self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        adapted = get_peft_model(anchor.model, config)  # puts the adapters into the anchor itself
+        return AdaptedModel(
+            AdaptedBackbone(anchor), adapted.save_pretrained, adapted.disable_adapter
+        )
+
+    def _matching_rank(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> int:
+        assert self.match is not None
+        composed = self.match.compose(anchor, augmenting)
+        wanted = sum(p.numel() for _, p in composed.trainable_parameters())
+        if isinstance(composed, ComposedModel):
+            composed.detach()
+        per_rank = sum(
+            layer.in_features + layer.out_features
+            for layer in anchor.layers.modules()
+            if isinstance(layer, nn.Linear)
+        )
+        return max(1, round(wanted / per_rank))
+
+
+class AdaptedBackbone(Backbone):
+    """The anchor with adapters inside: its own weights stay frozen, the adapters do not.
+
+    Args:
+        anchor: The anchor, after `peft` put adapters into it.
+    """
+
+    def __init__(self, anchor: Backbone) -> None:
+        super().__init__(anchor.model, anchor.tokenizer, anchor.name, anchor.source)
+
+    @override
+    def freeze(self) -> None:
+        self.model.eval()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(_is_adapter(name))
+
+    @override
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            name.replace(".base_layer.", "."): weight
+            for name, weight in self.model.state_dict().items()
+            if not _is_adapter(name)
+        }
+
+
+class AdaptedModel(PlainModel):
+    """The adapted anchor as one language model."""
+
+    @property
+    @override
+    def frozen_backbones(self) -> tuple[Backbone, ...]:
+        return (self.backbone,)
+
+    @override
+    def train(self, mode: bool = True) -> "AdaptedModel":
+        super().train(mode)  # the anchor goes into eval mode, and its adapters with it
+        for name, module in self.model.named_modules():
+            if _is_adapter(name):
+                module.train(mode)
+        return self
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
