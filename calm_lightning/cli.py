@@ -83,6 +83,8 @@ class CalmCLI(LightningCLI):
             **kwargs,
         )
 
+    _before: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
+
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.pop("default_config_files", None)
@@ -155,10 +157,23 @@ class CalmCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print_scores(scores, f"{stage}, {self.config[self.config.subcommand].run}")
 
+    def before_fit(self) -> None:
+        """Score the untrained composition, which answers as the anchor alone does."""
+        if self.trainer.fast_dev_run or not self.trainer.limit_val_batches:
+            return
+        self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self._before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+
     def after_fit(self) -> None:
-        """Say where everything is."""
+        """Show what the training changed, and say where everything is."""
+        from calm_lightning.report import print_change
+
         run = self.config[self.config.subcommand].run
-        if run and self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero:
+            return
+        if self._before:
+            print_change(self._before, self.trainer.callback_metrics)
+        if run:
             print(
                 f"The trained model is in {run}/model. Score it: calm test --run {run}. Ask it: "
                 f'calm generate {run}/model --prompt "..."'
@@ -265,6 +280,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
     tips = re.compile("litlogger|litmodels|Tip:|GPU available|TPU available|HPU available")

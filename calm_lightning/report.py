@@ -457,3 +457,13 @@ def print_scores(metrics: Mapping[str, float], title: str) -> None:
             if "=" in detail:
                 table.add_row(f"  {detail.partition('/')[2]}", f"{value:.4f}")
     Console().print(table)
+
+
+def print_change(before: Mapping[str, float], after: Mapping[str, Any]) -> None:
+    """Every validation score before and after training, where both are known."""
+    table = Table("validation", "before", "after", title_justify="left", box=None)
+    for key, value in before.items():
+        if key.startswith("val/") and key in after and "=" not in key:
+            table.add_row(key.removeprefix("val/"), f"{value:.4f}", f"{float(after[key]):.4f}")
+    if table.rows:
+        Console().print(table)

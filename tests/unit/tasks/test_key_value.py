@@ -116,7 +116,7 @@ def test_keys_are_unique_letters_of_every_allowed_length() -> None:
     table = KeyTable.make(200, key_length=(3, 5))
     assert len(set(table.keys)) == 200
     assert all(set(key) <= set(LETTERS) for key in table.keys)
-    assert {len(key) for key in table.keys} == {3, 4, 5}
+    assert {len(key) for key in table.held_in} == {len(key) for key in table.held_out} == {3, 4, 5}
 
 
 def test_every_key_of_a_length_can_be_used() -> None:
@@ -276,7 +276,8 @@ def test_numbers_are_in_brackets_and_beside_junk_as_often_as_asked() -> None:
 
 def test_numbers_reach_both_ends_of_their_range() -> None:
     examples = small(mixture={"num_subs/2": 1.0}, min_value=7, max_value=11).train_examples()[:200]
-    assert set(re.findall(r"\d+", " ".join(e.target for e in examples))) == set("789") | {"10", "11"}
+    numbers = re.findall(r"\d+", " ".join(e.target for e in examples))
+    assert set(map(int, numbers)) == {7, 8, 9, 10, 11}
 
 
 def test_an_example_is_cheap() -> None:
@@ -334,6 +335,12 @@ def test_evaluation_targets_are_right_and_oracle_prompts_too(settings: dict[str,
                 assert example.meta["prompt/substituted"] == plain + last
 
 
+def test_each_operand_of_the_mixed_set_is_unseen_with_probability_one_half() -> None:
+    examples = sets_of(small(evaluation_examples=300))["kv_math_mixed_keys"].examples
+    unseen = sum(e.meta["unseen_keys"] for e in examples)
+    assert 0.42 < unseen / sum(e.meta["operands"] for e in examples) < 0.58
+
+
 def test_no_question_comes_twice() -> None:
     for evaluation_set in small().evaluation_sets():
         prompts = [e.prompt for e in evaluation_set.examples]
@@ -375,10 +382,9 @@ def test_each_set_is_scored_by_its_own_rule() -> None:
 
 
 def test_a_wrong_copy_with_the_right_sum_is_right_in_the_worked_style() -> None:
-    (name,) = (s for s in small(answer="worked").evaluation_sets() if s.name == "num_math")
-    assert name.scorer is not None
-    scorer = name.scorer()
-    example = name.examples[0]
+    num_math = sets_of(small(answer="worked"))["num_math"]
+    assert num_math.scorer is not None
+    scorer, example = num_math.scorer(), num_math.examples[0]
     scorer.update(["1+1=" + example.target.rpartition("=")[2], "32"], [example, example])
     assert scorer.compute()["accuracy"] == 0.5
 

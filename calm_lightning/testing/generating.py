@@ -1,0 +1,243 @@
+"""Promises about generation and text."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calm_lightning.collate import IGNORED
+from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.testing.case import (
+    ROUNDING,
+    Case,
+    as_module,
+    difference,
+    padded,
+    read,
+    require_close,
+    seeded,
+    tokens,
+)
+
+NEW_TOKENS = 7
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"do_sample": True, "top_k": 0, "num_beams": 3, "num_return_sequences": 2},
+}
+"""Ways to generate; each must give with a cache what it gives without."""
+
+Operation = tuple[Callable[[Any], None], Callable[[Tensor], Tensor]]
+
+OPERATIONS: dict[str, Operation] = {
+    "reorder_cache": (
+        lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])),
+        lambda rows: rows[[2, 0, 0]],
+    ),
+    "batch_select_indices": (
+        lambda cache: cache.batch_select_indices(torch.tensor([2, 1])),
+        lambda rows: rows[[2, 1]],
+    ),
+    "batch_repeat_interleave": (
+        lambda cache: cache.batch_repeat_interleave(2),
+        lambda rows: rows.repeat_interleave(2, dim=0),
+    ),
+    "crop": (lambda cache: cache.crop(-3), lambda rows: rows[:, :-3]),
+    "reset": (lambda cache: cache.reset(), lambda rows: rows[:, :0]),
+}
+"""What `generate` does to a cache, and the same done to the tokens in it."""
+
+
+def check_cache(case: Case) -> None:
+    """With a cache generation gives what it gives without, however it goes about it."""
+    batch = padded(tokens(3, 8), (8, 5, 3), left=True, fill=0)
+    for way, options in WAYS.items():
+        with_cache, without = (
+            _generate(case.model, batch, use_cache=use, output_logits=True, **options)
+            for use in (True, False)
+        )
+        _require_same(with_cache.sequences, without.sequences, f"{way}, with and without a cache")
+        for step, (found, expected) in enumerate(
+            zip(with_cache.logits, without.logits, strict=True)
+        ):
+            require_close(
+                found,
+                expected,
+                f"{way}: the logits of new token {step} differ with and without a cache",
+                "Which memory is not in the cache, or is not moved with it?",
+            )
+    _check_guessing(case)
+    _check_operations(case)
+
+
+def check_conversation(case: Case) -> None:
+    """A conversation goes on in the cache of its last turn as from its whole text.
+
+    A composition for which this has no meaning refuses with a `CalmError`.
+    """
+    model = case.model
+    said = {"input_ids": tokens(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    cache = None
+    for turn in range(3):
+        try:
+            answer = _generate(model, said, past_key_values=cache)
+        except CalmError:
+            if not turn:
+                raise
+            return
+        expected = _generate(model, said, use_cache=False)
+        _require_same(
+            answer.sequences, expected.sequences, f"turn {turn + 1} of a conversation in one cache"
+        )
+        cache = answer.past_key_values
+        ids = torch.cat([answer.sequences, tokens(2, 3, seed=turn + 1)], dim=1)
+        said = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def check_loss(case: Case) -> None:
+    """The loss of a text, in nats per target token, is that of generating it token by token."""
+    prompt = 5
+    ids = tokens(3, prompt)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    answer = _generate(case.model, batch, do_sample=True, top_k=0, output_logits=True)
+    logits = torch.stack(answer.logits, dim=1)
+    new = answer.sequences[:, prompt:]
+    expected = -logits.log_softmax(-1).gather(-1, new[..., None])[..., 0]
+    lengths = (prompt + NEW_TOKENS, prompt + 4, prompt + 1)
+    whole = padded(answer.sequences, lengths, left=False, fill=0)
+    labels = whole["input_ids"].masked_fill(whole["attention_mask"] == 0, IGNORED)
+    labels[:, :prompt] = IGNORED
+    with torch.no_grad():
+        loss = case.model.forward(**whole, labels=labels).loss
+    assert loss is not None, "With `labels`, the output of `forward` must have a `loss`."
+    kept = torch.cat([expected[i, : length - prompt] for i, length in enumerate(lengths)])
+    require_close(
+        loss,
+        kept.mean(),
+        f"The loss of generated texts is {float(loss):.4f}, but generating them cost "
+        f"{float(kept.mean()):.4f} nats per token",
+        "Is something visible in training that is not in generation, or the other way round? Are "
+        "padding and prompt left out of the mean?",
+    )
+
+
+def check_text(case: Case) -> None:
+    """Texts go in and come out alike alone and in a batch, and are cut where they should stop."""
+    model = case.model
+    prompts = ["abcabc", "d", "hello42"]
+    options = {"max_new_tokens": 9, "do_sample": False}
+    together = model.generate_text(prompts, **options)
+    alone = [model.generate_text([prompt], **options)[0] for prompt in prompts]
+    assert together == alone, f"In a batch {together}, but one by one {alone}."
+    stop = max(together, key=len)[2:4]
+    cut = model.generate_text(prompts, stop=[stop], **options)
+    expected = [text.split(stop)[0] for text in together]
+    assert cut == expected, f"With stop={stop!r}: expected {expected}, got {cut}."
+
+    targets = ["xyz", "12", "w"]
+    batch = model.encode(prompts, targets, ends=False)
+    with torch.no_grad():
+        loss = model.forward(**batch).loss
+    total = sum(model.loglikelihood(p, t) for p, t in zip(prompts, targets, strict=True))
+    count = int((batch["labels"] != IGNORED).sum())
+    assert loss is not None, "A batch with targets must carry labels, and they give a loss."
+    assert abs(total + float(loss) * count) <= ROUNDING * abs(total), (
+        f"loglikelihood sums to {total:.4f}, the loss of the batch times its {count} target "
+        f"tokens to {-float(loss) * count:.4f}."
+    )
+
+
+def check_anchor_only(case: Case) -> None:
+    """Switched off, the model answers as the anchor does, bit for bit, in `generate` too."""
+    model, anchor = case.model, case.anchor.model
+    ids = tokens(3, 9)
+    prompts = padded(ids, (9, 9, 9), left=True, fill=0)
+    composed = read(model, ids)
+    with model.anchor_only():
+        for cached in (False, True):
+            found, expected = read(model, ids, cached=cached), read(anchor, ids, cached=cached)
+            assert torch.equal(found, expected), (
+                "With model.anchor_only() the logits are not the anchor's (largest difference: "
+                f"{difference(found, expected):.1e} of the largest logit)."
+            )
+        for way in ("greedy", "beams"):
+            for use_cache in (True, False):
+                options = {"use_cache": use_cache, "output_logits": True, **WAYS[way]}
+                found = _generate(model, prompts, **options)
+                expected = _generate(anchor, prompts, **options)
+                _require_same(found.sequences, expected.sequences, f"{way} with anchor_only()")
+                assert all(map(torch.equal, found.logits, expected.logits)), (
+                    f"{way} with anchor_only(): the logits are not the anchor's, bit for bit."
+                )
+    assert torch.equal(read(model, ids), composed), (
+        "After `with model.anchor_only():` the model does not answer as it did before."
+    )
+
+
+def _check_guessing(case: Case) -> None:
+    """Prompt lookup and assisted decoding guess tokens and crop the cache when they are wrong."""
+    ids = tokens(1, 4).repeat(1, 3)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = _generate(case.model, batch, use_cache=False).sequences
+    ways: dict[str, dict[str, Any]] = {
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+        "assisted decoding": {"assistant_model": case.anchor.model},
+    }
+    for way, options in ways.items():
+        found = _generate(case.model, batch, **options).sequences
+        _require_same(found, expected, f"{way} and plain greedy decoding")
+
+
+def _check_operations(case: Case) -> None:
+    batch = padded(tokens(3, 8), (8, 5, 4), left=True, fill=0)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for name, (operation, same) in OPERATIONS.items():
+        with torch.no_grad():
+            cache = case.model.forward(
+                input_ids=ids[:, :1], attention_mask=mask[:, :1], use_cache=True
+            ).past_key_values
+            assert cache is not None, "With use_cache=True the output has no `past_key_values`."
+            cache.activate_past_recording()  # so that models with a window can be cropped
+            case.model.forward(
+                input_ids=ids[:, 1:], attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+            operation(cache)
+            rows, kept = same(ids), same(mask)
+            new = tokens(len(rows), 4, seed=1)
+            kept = torch.cat([kept, torch.ones_like(new)], dim=1)
+            found = case.model.forward(
+                input_ids=new, attention_mask=kept, past_key_values=cache, use_cache=True
+            ).logits
+            expected = read(case.model, torch.cat([rows, new], dim=1), kept)[:, -4:]
+        require_close(
+            found,
+            expected,
+            f"After cache.{name}() the logits are not those of the same tokens without a cache",
+            "A memory that does not live in the cache, or is left out there, falls out of step.",
+        )
+
+
+@torch.no_grad()
+def _generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
+    with seeded(3):
+        return model.generate(
+            **batch,
+            max_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            **{"do_sample": False, **options},
+        )
+
+
+def _require_same(found: Tensor, expected: Tensor, what: str) -> None:
+    if torch.equal(found, expected):
+        return
+    same_shape = found.shape == expected.shape
+    where = (found != expected).nonzero()[0].tolist() if same_shape else "the shape"
+    raise AssertionError(
+        f"{what}: other tokens, first at {where} (row, position).\n{found.tolist()}\n"
+        f"{expected.tolist()}\nWhich memory is not in the cache, or is not moved with it?"
+    )

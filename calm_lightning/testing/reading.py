@@ -1,0 +1,242 @@
+"""Promises about one forward pass: what a logit may depend on."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from calm_lightning.collate import IGNORED
+from calm_lightning.contracts import LanguageModel
+from calm_lightning.testing.case import (
+    CACHE_MODES,
+    VOCAB,
+    Case,
+    as_module,
+    difference,
+    embedding_changed,
+    how,
+    padded,
+    read,
+    require_close,
+    tokens,
+)
+
+EXACT = 1e-5
+"""Largest relative difference where the same sums are taken in the same order: what is masked
+counts exactly zero, so a kernel may at most add the zeros elsewhere."""
+
+LEAK_VOCAB = 5
+LEAK_STEPS = 60
+LEAK_ERRORS = 5.0
+"""In standard errors: by chance alone once in three million runs."""
+
+
+def check_causal(case: Case) -> None:
+    """Changing token t changes no logit before t, through the anchor or an augmenting model."""
+    ids = tokens(3, 10)
+    for cached in CACHE_MODES:
+        before = read(case.model, ids, cached=cached)
+        for t in (1, 5, 9):
+            changed = ids.clone()
+            changed[:, t] = (changed[:, t] + 7) % VOCAB
+            after = read(case.model, changed, cached=cached)
+            require_close(
+                after[:, :t],
+                before[:, :t],
+                f"Changing token {t} changes logits before it ({how(cached)})",
+                "Which positions may a query see? Look at the mask that the bridge uses.",
+                EXACT,
+            )
+            assert difference(after[:, t:], before[:, t:]) > EXACT, (
+                f"Changing token {t} changes no logit at all: this check could not fail."
+            )
+    before = read(case.model, ids)
+    for name, backbone in case.places.items():
+        for t in (1, 5, 9):
+            with embedding_changed(backbone, lambda states, t=t: _moved(states, t)):
+                after = read(case.model, ids)
+            require_close(
+                after[:, :t],
+                before[:, :t],
+                f"What {name} alone reads at position {t} changes logits before it",
+                "Look at the mask over this model's states.",
+                EXACT,
+            )
+
+
+def check_no_leak_in_training(case: Case) -> None:
+    """On independent uniform tokens the training loss never falls below ln V.
+
+    Nothing that precedes such a token says anything about it, so no honest model has an expected
+    loss below ln V, whatever it has learnt. Every batch is new, and its loss is taken before the
+    step that learns from it: the mean over the second half of the steps is an unbiased estimate of
+    a number that is at least ln V. A model that reads its label gets far below within the steps
+    given here.
+    """
+    model = case.build(disturbed=False, vocab=LEAK_VOCAB, scale=0.1)
+    losses = train(model, uniform_batches(32, 6, LEAK_VOCAB), LEAK_STEPS, learning_rate=1e-2)
+    late = torch.tensor(losses[LEAK_STEPS // 2 :])
+    error = float(late.std()) / math.sqrt(len(late))
+    bound = math.log(LEAK_VOCAB)
+    assert float(late.mean()) > bound - LEAK_ERRORS * error, (
+        f"On uniform random tokens the loss fell to {float(late.mean()):.3f} nats "
+        f"(± {error:.3f}), but ln {LEAK_VOCAB} = {bound:.3f} cannot be beaten honestly. "
+        "In training a position reads its own label: look at the mask, and at what the model does "
+        "with `labels`."
+    )
+
+
+def check_padding(case: Case) -> None:
+    """What stands in the padding is never read, left or right, in either model."""
+    ids, lengths = tokens(3, 9), (9, 6, 2)
+    for cached in CACHE_MODES:
+        alone = [read(case.model, ids[i : i + 1, :n], cached=False) for i, n in enumerate(lengths)]
+        for left in (True, False):
+            side = "left" if left else "right"
+            results = []
+            for fill in (0, VOCAB - 1):
+                batch = padded(ids, lengths, left, fill)
+                results.append(_kept(read(case.model, **batch, cached=cached), batch))
+            require_close(
+                results[1],
+                results[0],
+                f"Other ids in the {side} padding change logits ({how(cached)})",
+                "Look at whether the bridge's mask leaves padding out.",
+                EXACT,
+            )
+            expected = torch.cat([rows[0] for rows in alone])
+            require_close(
+                results[0],
+                expected,
+                f"Rows padded on the {side} differ from the same rows alone ({how(cached)})",
+                "Look at positions (padding does not count) and at the mask.",
+            )
+    for left in (True, False):
+        batch = padded(ids, lengths, left, 0)
+        before = _kept(read(case.model, **batch), batch)
+        for name, backbone in case.places.items():
+            with embedding_changed(backbone, lambda s, m=batch["attention_mask"]: _extreme(s, m)):
+                after = _kept(read(case.model, **batch), batch)
+            require_close(
+                after,
+                before,
+                f"Extreme states of {name} at {'left' if left else 'right'} padding change logits",
+                "Look at whether the bridge's mask leaves padding out.",
+                EXACT,
+            )
+
+
+def check_batch(case: Case) -> None:
+    """Neither the order of a batch nor its size changes a row's logits."""
+    ids = tokens(5, 9)
+    order = torch.tensor([3, 0, 4, 4, 1])
+    for cached in CACHE_MODES:
+        whole = read(case.model, ids, cached=cached)
+        require_close(
+            read(case.model, ids[order], cached=cached),
+            whole[order],
+            f"Rows in another order have other logits ({how(cached)})",
+            "Something mixes the rows of a batch.",
+        )
+        for i in range(2):
+            require_close(
+                read(case.model, ids[i : i + 1], cached=cached),
+                whole[i : i + 1],
+                f"Row {i} alone has other logits than in its batch ({how(cached)})",
+                "Something mixes the rows of a batch.",
+            )
+
+
+def check_no_state(case: Case) -> None:
+    """Nothing of one batch is left when the next one comes."""
+    first, second = tokens(3, 8, seed=1), tokens(3, 8, seed=2)
+    model, fresh = case.build(), case.build()
+    expected = read(fresh, second)
+    with torch.no_grad():
+        as_module(model).train()
+        model.forward(input_ids=first, labels=first)
+        as_module(model).eval()
+        model.generate(input_ids=first, attention_mask=torch.ones_like(first), max_new_tokens=3)
+    read(model, first[:2, :5], cached=True)
+    _fail_halfway(case, model, first)
+    found = read(model, second)
+    assert torch.equal(found, expected), (
+        "The logits of a batch depend on the batches before it (largest difference: "
+        f"{difference(found, expected):.1e} of the largest logit). What of an earlier batch, in "
+        "training or in generation, is kept on the model or in a bridge? It belongs in the cache."
+    )
+
+
+def train(
+    model: LanguageModel,
+    batches: Iterator[dict[str, Tensor]],
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """Train for some steps, as a trainer would; the loss of each step, before it.
+
+    Without trainable weights the losses are only measured.
+    """
+    as_module(model).train()
+    parameters = [p for _, p in model.trainable_parameters()]
+    optimizer = torch.optim.AdamW(parameters, learning_rate) if parameters else None
+    losses = []
+    for _ in range(steps):
+        loss = model.forward(**next(batches)).loss
+        assert loss is not None, "With `labels`, the output of `forward` must have a `loss`."
+        losses.append(float(loss.detach()))
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    as_module(model).eval()
+    return losses
+
+
+def uniform_batches(
+    rows: int, length: int, vocab: int = VOCAB, prompt: int = 2, seed: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """Without end: batches of independent uniform tokens, each to be learnt after `prompt`."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        ids = torch.randint(vocab, (rows, length), generator=generator)
+        labels = ids.clone()
+        labels[:, :prompt] = IGNORED
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def _moved(states: Tensor, position: int) -> Tensor:
+    moved = states.clone()
+    # Not the same amount for each entry: a norm that takes the mean away would hide it.
+    moved[:, position] += torch.linspace(-2.0, 3.0, states.shape[-1])
+    return moved
+
+
+def _extreme(states: Tensor, attention_mask: Tensor) -> Tensor:
+    extreme = 1e3 * torch.linspace(-2.0, 3.0, states.shape[-1])
+    return torch.where(attention_mask[..., None] == 0, extreme, states)
+
+
+def _kept(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return logits[batch["attention_mask"].bool()]
+
+
+def _fail_halfway(case: Case, model: LanguageModel, ids: Tensor) -> None:
+    """Let a forward pass die in the middle, as it does when memory runs out."""
+
+    class Halfway(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Halfway
+
+    modules = [m for m in as_module(model).modules() if isinstance(m, nn.ModuleList)]
+    layer = next(m[-1] for m in modules if len(m) == len(case.anchor.layers))
+    handle = layer.register_forward_pre_hook(stop)
+    try:
+        read(model, ids)
+    except Halfway:
+        pass
+    finally:
+        handle.remove()

@@ -1,0 +1,289 @@
+"""Promises about weights: where they start, what moves, what is saved, what it is good for."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from calm_lightning.checkpoint import load
+from calm_lightning.collate import IGNORED
+from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.testing.case import (
+    CACHE_MODES,
+    Case,
+    as_module,
+    difference,
+    how,
+    read,
+    tokens,
+)
+from calm_lightning.testing.reading import train, uniform_batches
+
+USED_STEPS = 30
+USED_MARGIN = 0.05
+"""In nats. An unused model changes nothing at all; a used one loses some tenths in the steps given
+here, in the worst wiring tried (from an early layer to the anchor's first)."""
+
+
+def check_starts_as_anchor(case: Case) -> None:
+    """Before training the logits equal the anchor's exactly."""
+    model = case.build(disturbed=False)
+    ids = tokens(3, 9)
+    for training in (False, True):
+        as_module(model).train(training)
+        for cached in CACHE_MODES:
+            found, expected = read(model, ids, cached=cached), read(case.anchor.model, ids, cached=cached)
+            assert torch.equal(found, expected), (
+                f"A fresh model's logits are not the anchor's ({how(cached)}, in "
+                f"{'training' if training else 'eval'} mode): the largest difference is "
+                f"{difference(found, expected):.1e} of the largest logit. The last weight before "
+                "the sum must start at zero, and the frozen model must stay in eval mode."
+            )
+
+
+def check_frozen(case: Case) -> None:
+    """What is not trained does not move, stays in eval mode and never has a gradient."""
+    model = case.build(disturbed=False)
+    originals = _contents(p for b in _all(case) for p in b.model.parameters())
+    owned = [n for n, p in model.trainable_parameters() if _content(p) in originals]
+    assert not owned, (
+        f"{len(owned)} of the backbones' own weights are trainable: {owned[:3]}. If that is what "
+        "the composition is about, it says so in `exempt`."
+    )
+    module = as_module(model)
+    trained = {name for name, _ in model.trainable_parameters()}
+    before = {n: t.clone() for n, t in module.state_dict().items() if n not in trained}
+    prints = [backbone.fingerprint(exact=True) for backbone in model.frozen_backbones]
+    train(model, uniform_batches(4, 8), steps=4, learning_rate=1e-2)
+    state = module.state_dict()
+    moved = [name for name, tensor in before.items() if not torch.equal(state[name], tensor)]
+    assert not moved, f"Training moved {len(moved)} frozen tensors: {moved[:3]}."
+    after = [backbone.fingerprint(exact=True) for backbone in model.frozen_backbones]
+    assert after == prints, "Training changed the fingerprint of a frozen backbone."
+    _require_frozen(model)
+    if "reload" not in case.composition.exempt:
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            _require_frozen(_load(case, folder))
+
+
+def check_gradient(case: Case) -> None:
+    """The gradient reaches every trainable weight."""
+    model = case.build()
+    as_module(model).train()
+    batches = uniform_batches(4, 8)
+    for _ in range(3):
+        loss = model.forward(**next(batches)).loss
+        assert loss is not None, "With `labels`, the output of `forward` must have a `loss`."
+        if not loss.requires_grad:
+            break
+        loss.backward()
+    sizes = {
+        name: 0.0 if p.grad is None else float(p.grad.abs().max())
+        for name, p in model.trainable_parameters()
+    }
+    # A bias on keys has no effect through the softmax; rounding alone gives it a gradient.
+    least = 1e-7 * max(sizes.values(), default=0.0)
+    unreached = [name for name, size in sizes.items() if not size > least]
+    assert not unreached, (
+        f"{len(unreached)} of {len(sizes)} trainable weights have no gradient: {unreached[:3]}. "
+        "They would never learn: leave them out, or find where they are cut off."
+    )
+
+
+def check_checkpoint(case: Case) -> None:
+    """A saved model holds what was trained and nothing else, in safetensors."""
+    model = case.model
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        pickles = [p.name for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+        assert not pickles, f"{pickles} can run code when they are read; write safetensors."
+        saved = [t for p in files if p.suffix == ".safetensors" for t in load_file(p).values()]
+    found = sorted(map(_content, saved))
+    expected = sorted(_content(p) for _, p in model.trainable_parameters())
+    assert found == expected, (
+        f"{len(expected)} tensors were trained and {len(found)} saved; "
+        f"{len(set(found) - set(expected))} of these are not among the trained ones, and "
+        f"{len(set(expected) - set(found))} trained ones are missing."
+    )
+
+
+def check_reload(case: Case) -> None:
+    """Loaded again the model gives the same logits; other backbones are refused by hash."""
+    ids = tokens(3, 9)
+    expected = read(case.model, ids)
+    with TemporaryDirectory() as folder:
+        case.model.save_pretrained(folder)
+        found = read(_load(case, folder), ids)
+        assert torch.equal(found, expected), (
+            "After saving and loading the logits differ by "
+            f"{difference(found, expected):.1e} of the largest. Which weight or setting is lost?"
+        )
+        own, others = [_list(case.backbones(seed=seed)) for seed in (0, 50)]
+        for place, other in enumerate(others):
+            given = [other if i == place else model for i, model in enumerate(own)]
+            try:
+                load(folder, given[0], given[1:])
+            except CalmError as error:
+                message = str(error)
+            else:
+                raise AssertionError(f"Another model in place of {own[place].name} was accepted.")
+            for backbone in (own[place], other):
+                wanted = (backbone.name, backbone.fingerprint()[:12])
+                assert all(part in message for part in wanted), (
+                    f"Another backbone is refused, but the message does not name {wanted}: "
+                    f"{message}"
+                )
+
+
+def check_augmenting_used(case: Case) -> None:
+    """What the augmenting model says is used: other states, or none, make a trained model worse."""
+    model = case.build(disturbed=False)
+    assert hasattr(model, "disturbed"), (
+        f"{type(model).__name__} has no `disturbed(how)`, so nobody can see whether the augmenting "
+        "model is used. Provide it, or say in `exempt` why there is nothing to disturb."
+    )
+    batches = _answers(model)
+    train(model, batches, USED_STEPS, learning_rate=1e-2)
+    report = augmenting_report(model, next(batches))
+    for disturbance in ("shuffled", "zeroed"):
+        assert report[disturbance] > report["as_is"] + USED_MARGIN, (
+            "Trained to say what the augmenting model would say next, the loss is "
+            f"{report['as_is']:.3f} nats, and with its states {disturbance} "
+            f"{report[disturbance]:.3f}: they are hardly used."
+        )
+
+
+def augmenting_report(model: LanguageModel, batch: dict[str, Tensor]) -> dict[str, float]:
+    """How much a model depends on what its augmenting models say.
+
+    Args:
+        model: A model with `disturbed(how)`, as `calm_lightning.composed.ComposedModel` has it.
+        batch: As `encode` makes it, with labels; at least two rows.
+
+    Returns:
+        The loss in nats: `as_is`, `shuffled` (each row reads another row's augmenting states) and
+        `zeroed` (it reads zeros). A model that uses them has a lower loss as it is.
+
+    Raises:
+        CalmError: If the model has no augmenting states to disturb, or there is one row only.
+    """
+    disturbed = getattr(model, "disturbed", None)
+    if disturbed is None:
+        raise CalmError(f"A {type(model).__name__} has no augmenting states to disturb.")
+    if len(batch["input_ids"]) < 2:
+        raise CalmError("One row cannot be shuffled; give at least two.")
+    module = as_module(model)
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            report = {"as_is": _loss(model, batch)}
+            for name, kind in (("shuffled", "shuffle"), ("zeroed", "zero")):
+                with disturbed(kind):
+                    report[name] = _loss(model, batch)
+    finally:
+        module.train(training)
+    return report
+
+
+def check_settings(case: Case) -> None:
+    """Constructor arguments are kept under their names, and build an equal model again."""
+    composition = case.composition
+    kind = type(composition)
+    try:
+        settings = composition.settings()
+    except AttributeError as error:
+        raise AssertionError(
+            f"{kind.__name__} does not keep every constructor argument: {error}"
+        ) from None
+    try:
+        plain = json.loads(json.dumps(settings))
+    except TypeError as error:
+        raise AssertionError(
+            f"The settings of {kind.__name__} are saved as JSON, but {error}: {settings}"
+        ) from None
+    again = kind(**plain)
+    assert json.loads(json.dumps(again.settings())) == plain, (
+        f"{kind.__name__} built from {plain} has the settings {again.settings()}."
+    )
+    assert repr(composition).startswith(kind.__name__), f"repr() is {composition!r}"
+    old = dict(case.build().trainable_parameters())
+    new = dict(replace(case, composition=again).build().trainable_parameters())
+    assert old.keys() == new.keys(), (
+        f"Built again from its settings {kind.__name__} has other weights: "
+        f"{sorted(old.keys() ^ new.keys())[:3]}"
+    )
+    different = [name for name in old if not torch.equal(old[name], new[name])]
+    assert not different, (
+        f"Built again from its settings, with the same seed, {kind.__name__} has other values in "
+        f"{different[:3]}."
+    )
+
+
+def _require_frozen(model: LanguageModel) -> None:
+    module = as_module(model)
+    module.train()
+    for backbone in model.frozen_backbones:
+        awake = [n for n, m in backbone.model.named_modules() if m.training]
+        assert not awake, (
+            f"After model.train() {len(awake)} modules of the frozen {backbone.name!r} are in "
+            f"training mode: {awake[:3]}. Override `train` and put them back."
+        )
+        loose = [n for n, p in backbone.model.named_parameters() if p.requires_grad]
+        assert not loose, f"{backbone.name!r} is frozen, but {loose[:3]} want a gradient."
+    module.eval()
+    trained = {name for name, _ in model.trainable_parameters()}
+    buffers = [n for n, p in module.named_parameters() if n not in trained and p.grad is not None]
+    assert not buffers, f"Frozen weights have gradient buffers: {buffers[:3]}."
+
+
+def _all(case: Case) -> list[Any]:
+    return _list(case.backbones())
+
+
+def _list(pair: tuple[Any, list[Any]]) -> list[Any]:
+    return [pair[0], *pair[1]]
+
+
+def _load(case: Case, folder: str) -> LanguageModel:
+    anchor, augmenting = case.backbones()
+    return load(folder, anchor, augmenting)
+
+
+def _content(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.detach().flatten().tolist()!r}"
+
+
+def _contents(tensors: Iterator[Tensor]) -> set[str]:
+    """What weights hold; weights that hold one number only say nothing about where they are from."""
+    return {_content(t) for t in tensors if t.numel() and not bool((t == t.flatten()[0]).all())}
+
+
+def _loss(model: LanguageModel, batch: dict[str, Tensor]) -> float:
+    loss = model.forward(**batch).loss
+    if loss is None:
+        raise CalmError("The batch has no labels, so there is no loss to report.")
+    return float(loss)
+
+
+def _answers(model: LanguageModel, rows: int = 96, length: int = 6) -> Iterator[dict[str, Tensor]]:
+    """Without end: random prompts, and the token with which the first augmenting model goes on."""
+    speaker = model.frozen_backbones[1].model
+    seed = 0
+    while True:
+        seed += 1
+        ids = tokens(rows, length, seed)
+        with torch.no_grad():
+            answer = speaker(input_ids=ids[:, :-1]).logits[:, -1].argmax(-1)
+        labels = torch.full_like(ids, IGNORED)
+        labels[:, -1] = answer
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
