@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
+from calm_lightning.alignment import positions_of
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
@@ -118,6 +119,12 @@ class PlainModel(nn.Module, TextModel):
 
     @override
     def forward(self, labels: Tensor | None = None, **batch: Any) -> CausalLMOutputWithPast:
+        mask = batch.get("attention_mask")
+        if mask is not None and self.backbone.accepts("position_ids"):
+            # Left to itself a model counts padding as positions.
+            rows, new = batch["input_ids"].shape
+            positions = positions_of(mask, rows, mask.shape[1] - new, new, mask.device)
+            batch = {"position_ids": positions, **batch}
         output = self.model(**batch)
         if labels is not None:
             output.loss = next_token_loss(output.logits, labels)

@@ -69,10 +69,14 @@ class ComposedCache(DynamicCache):
         self.prompt_length: int | None = None
 
     def adopt(self, cache: Cache) -> None:
-        """Take over the still empty layers that `generate` prepared, with their settings."""
-        if any(cache.is_recording_past(i) for i in range(len(cache.layers))):
-            for part in (*self.augmenting, self):
-                DynamicCache.activate_past_recording(part)
+        """Take over what `generate` asked of the still empty cache that it prepared.
+
+        Layers with a window forget what left it, unless assisted decoding asks for the past. An
+        anchor without such layers cannot say whether it was asked, so the past is kept then.
+        """
+        asked = [layer.record_past for layer in cache.layers if hasattr(layer, "record_past")]
+        if any(asked) or not asked:
+            self.activate_past_recording()
 
     def in_step(self) -> bool:
         """Whether every memory holds as many tokens as the anchor's."""

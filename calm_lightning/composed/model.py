@@ -134,6 +134,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         self._run: _Run | None = None
         self._switched_off = False
         self._disturbance: Disturbance | None = None
+        self._prompt_length: int | None = None  # while `generate` is under way
         self._hooks: list[RemovableHandle] = []
         self._install_hooks()
         self.post_init()
@@ -229,7 +230,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
             visible = torch.zeros(batch, new, past + new, dtype=torch.bool, device=input_ids.device)
         else:
             if self.augmenting_sees == "prompt":
-                prompt_mask = self._prompt(prompt_mask, labels, cache, attention_mask, past + new)
+                prompt_mask = self._prompt(prompt_mask, labels, cache, input_ids)
             else:
                 prompt_mask = None
             visible = visible_tokens(
@@ -323,12 +324,13 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         prompt_mask: Tensor | None,
         labels: Tensor | None,
         cache: Cache | None,
-        attention_mask: Tensor | None,
-        everything: int,
+        input_ids: Tensor,
     ) -> Tensor | None:
         if prompt_mask is None and labels is not None:
             # A target may be visible to itself in no way: prompt is what precedes the first label.
             return (labels != IGNORED).cumsum(-1) == 0
+        if prompt_mask is None and self._prompt_length is not None:
+            prompt_mask = input_ids.new_ones((len(input_ids), self._prompt_length)).bool()
         if isinstance(cache, ComposedCache) and prompt_mask is not None:
             width = prompt_mask.shape[1]
             if cache.prompt_length not in (None, width):
@@ -342,10 +344,13 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
     @override
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. See `transformers.GenerationMixin.generate`."""
-        if self.augmenting_sees == "prompt" and kwargs.get("prompt_mask") is None:
-            ids = args[0] if args else kwargs["input_ids"]
-            kwargs["prompt_mask"] = torch.ones_like(ids, dtype=torch.bool)
-        return super().generate(*args, **kwargs)
+        # Not handed on as `prompt_mask`: an assistant model would be given it too.
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        before, self._prompt_length = self._prompt_length, None if ids is None else ids.shape[1]
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self._prompt_length = before
 
     # ------------------------------------------------------------------ hooks
 
@@ -356,7 +361,9 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
             tap = partial(self._tap, index, layer)
             self._hooks.append(augmenting[index].layers[layer].register_forward_hook(tap))
         for layer in sorted({c.anchor_layer for c in self.connections}):
-            self._hooks.append(anchor.layers[layer].register_forward_hook(partial(self._add, layer)))
+            self._hooks.append(
+                anchor.layers[layer].register_forward_hook(partial(self._add, layer))
+            )
         head = self.anchor.get_output_embeddings()
         if head is not None:
             self._hooks.append(head.register_forward_pre_hook(self._select_targets))

@@ -4,6 +4,7 @@ A task knows no tokenizer. The trainer puts a collator in its place (`Task.colla
 the model knows its tokenizers.
 """
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,10 @@ class OrderedBatches(Sampler[list[int]]):
         first_batch: Number of batches already consumed over the whole run.
         rank: This process.
         world_size: Number of processes.
+        lengths: Length of the example at an index. If given, `groups` batches at a time are filled
+            with examples sorted by it, so that little is padded; the batches of a group come in
+            random order.
+        groups: Batches in a group.
     """
 
     def __init__(
@@ -79,7 +84,10 @@ class OrderedBatches(Sampler[list[int]]):
         first_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        lengths: Callable[[int], int] | None = None,
+        groups: int = 8,
     ) -> None:
+        self.lengths, self.groups = lengths, groups if lengths is not None else 1
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.batch_size = max(1, min(batch_size, length // world_size))
@@ -98,9 +106,15 @@ class OrderedBatches(Sampler[list[int]]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(self.length, generator=generator).tolist()
         size = self.batch_size * self.world_size
-        for batch in range(offset, self.per_epoch):
-            rows = order[batch * size : (batch + 1) * size]
-            yield list(rows[self.rank :: self.world_size])
+        for first in range(offset - offset % self.groups, self.per_epoch, self.groups):
+            last = min(first + self.groups, self.per_epoch)
+            rows = list(order[first * size : last * size])
+            places = list(range(last - first))
+            if self.lengths is not None:
+                rows.sort(key=self.lengths)
+                random.Random(f"{self.seed}/{epoch}/{first}").shuffle(places)
+            for place in places[max(0, offset - first) :]:
+                yield rows[place * size : (place + 1) * size][self.rank :: self.world_size]
 
 
 class Task(L.LightningDataModule, ABC):
@@ -113,6 +127,8 @@ class Task(L.LightningDataModule, ABC):
             `calm test` always uses all.
         seed: Seed of the data and of its order.
         num_workers: Processes that prepare training batches.
+        group_by_length: Fill a few batches at a time with examples of like length, so that little
+            is padded.
     """
 
     generated: bool = False
@@ -125,6 +141,7 @@ class Task(L.LightningDataModule, ABC):
         validation_examples: int = 128,
         seed: int = 0,
         num_workers: int = 0,
+        group_by_length: bool = True,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -132,6 +149,7 @@ class Task(L.LightningDataModule, ABC):
         self.validation_examples = validation_examples
         self.seed = seed
         self.num_workers = num_workers
+        self.group_by_length = group_by_length
         self.collate: Callable[[list[Example]], Any] = list
         self.consumed_batches = 0
 
@@ -155,9 +173,11 @@ class Task(L.LightningDataModule, ABC):
             self.consumed_batches,
             rank,
             world_size,
+            (lambda i: _length(examples[i])) if self.group_by_length else None,
         )
+        # A sequence is a map-style data set.
         return DataLoader(
-            examples,  # type: ignore[arg-type]  (a sequence is a map-style data set)
+            examples,  # type: ignore[arg-type]
             batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=self.num_workers,
@@ -196,3 +216,7 @@ class Task(L.LightningDataModule, ABC):
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt) + len(example.target)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -178,7 +179,7 @@ def read(
     length = input_ids.shape[1]
     cuts = sorted({0, length // 2, length // 2 + 1, length})
     cache, pieces = None, []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         output = model(
             input_ids=input_ids[:, start:stop],
             attention_mask=None if attention_mask is None else attention_mask[:, :stop],

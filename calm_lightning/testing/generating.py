@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from calm_lightning.collate import IGNORED
-from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.contracts import CalmError
 from calm_lightning.testing.case import (
     ROUNDING,
     Case,
-    as_module,
     difference,
     padded,
     read,
@@ -128,7 +127,7 @@ def check_text(case: Case) -> None:
     """Texts go in and come out alike alone and in a batch, and are cut where they should stop."""
     model = case.model
     prompts = ["abcabc", "d", "hello42"]
-    options = {"max_new_tokens": 9, "do_sample": False}
+    options: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False}
     together = model.generate_text(prompts, **options)
     alone = [model.generate_text([prompt], **options)[0] for prompt in prompts]
     assert together == alone, f"In a batch {together}, but one by one {alone}."

@@ -97,7 +97,7 @@ def check_padding(case: Case) -> None:
             results = []
             for fill in (0, VOCAB - 1):
                 batch = padded(ids, lengths, left, fill)
-                results.append(_kept(read(case.model, **batch, cached=cached), batch))
+                results.append(_real(case, batch, cached))
             require_close(
                 results[1],
                 results[0],
@@ -114,10 +114,10 @@ def check_padding(case: Case) -> None:
             )
     for left in (True, False):
         batch = padded(ids, lengths, left, 0)
-        before = _kept(read(case.model, **batch), batch)
+        before = _real(case, batch)
         for name, backbone in case.places.items():
             with embedding_changed(backbone, lambda s, m=batch["attention_mask"]: _extreme(s, m)):
-                after = _kept(read(case.model, **batch), batch)
+                after = _real(case, batch)
             require_close(
                 after,
                 before,
@@ -159,7 +159,7 @@ def check_no_state(case: Case) -> None:
         as_module(model).eval()
         model.generate(input_ids=first, attention_mask=torch.ones_like(first), max_new_tokens=3)
     read(model, first[:2, :5], cached=True)
-    _fail_halfway(case, model, first)
+    _fail_halfway(model, first)
     found = read(model, second)
     assert torch.equal(found, expected), (
         "The logits of a batch depend on the batches before it (largest difference: "
@@ -218,25 +218,30 @@ def _extreme(states: Tensor, attention_mask: Tensor) -> Tensor:
     return torch.where(attention_mask[..., None] == 0, extreme, states)
 
 
-def _kept(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    return logits[batch["attention_mask"].bool()]
+def _real(case: Case, batch: dict[str, Tensor], cached: bool = False) -> Tensor:
+    """The logits at real tokens, [tokens, vocabulary]."""
+    mask = batch["attention_mask"]
+    return read(case.model, batch["input_ids"], mask, cached)[mask.bool()]
 
 
-def _fail_halfway(case: Case, model: LanguageModel, ids: Tensor) -> None:
+def _fail_halfway(model: LanguageModel, ids: Tensor) -> None:
     """Let a forward pass die in the middle, as it does when memory runs out."""
 
     class Halfway(Exception):
         pass
 
-    def stop(*_: object) -> None:
-        raise Halfway
+    calls = iter(range(100))
 
-    modules = [m for m in as_module(model).modules() if isinstance(m, nn.ModuleList)]
-    layer = next(m[-1] for m in modules if len(m) == len(case.anchor.layers))
-    handle = layer.register_forward_pre_hook(stop)
+    def stop(*_: object) -> None:
+        if next(calls) == 2:
+            raise Halfway
+
+    lists = [m for m in as_module(model).modules() if isinstance(m, nn.ModuleList)]
+    handles = [layer.register_forward_pre_hook(stop) for layers in lists for layer in layers]
     try:
         read(model, ids)
     except Halfway:
         pass
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

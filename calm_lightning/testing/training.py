@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from calm_lightning.backbone import Backbone
 from calm_lightning.checkpoint import load
 from calm_lightning.collate import IGNORED
 from calm_lightning.contracts import CalmError, LanguageModel
@@ -35,28 +35,31 @@ def check_starts_as_anchor(case: Case) -> None:
     """Before training the logits equal the anchor's exactly."""
     model = case.build(disturbed=False)
     ids = tokens(3, 9)
-    for training in (False, True):
-        as_module(model).train(training)
-        for cached in CACHE_MODES:
-            found, expected = read(model, ids, cached=cached), read(case.anchor.model, ids, cached=cached)
-            assert torch.equal(found, expected), (
-                f"A fresh model's logits are not the anchor's ({how(cached)}, in "
-                f"{'training' if training else 'eval'} mode): the largest difference is "
-                f"{difference(found, expected):.1e} of the largest logit. The last weight before "
-                "the sum must start at zero, and the frozen model must stay in eval mode."
-            )
+    for cached in CACHE_MODES:
+        found, expected = (read(m, ids, cached=cached) for m in (model, case.anchor.model))
+        assert torch.equal(found, expected), (
+            f"A fresh model's logits are not the anchor's ({how(cached)}): the largest difference "
+            f"is {difference(found, expected):.1e} of the largest logit. The last weight before "
+            "the sum must start at zero."
+        )
 
 
 def check_frozen(case: Case) -> None:
     """What is not trained does not move, stays in eval mode and never has a gradient."""
     model = case.build(disturbed=False)
-    originals = _contents(p for b in _all(case) for p in b.model.parameters())
+    backbones = _list(case.backbones())
+    originals = _contents(p for backbone in backbones for p in backbone.model.parameters())
     owned = [n for n, p in model.trainable_parameters() if _content(p) in originals]
     assert not owned, (
         f"{len(owned)} of the backbones' own weights are trainable: {owned[:3]}. If that is what "
         "the composition is about, it says so in `exempt`."
     )
     module = as_module(model)
+    ids, asleep = tokens(3, 9), read(model, tokens(3, 9))
+    module.train()
+    assert "starts_as_anchor" in case.composition.exempt or torch.equal(read(model, ids), asleep), (
+        "A fresh model answers otherwise in training mode: dropout of a frozen model is on."
+    )
     trained = {name for name, _ in model.trainable_parameters()}
     before = {n: t.clone() for n, t in module.state_dict().items() if n not in trained}
     prints = [backbone.fingerprint(exact=True) for backbone in model.frozen_backbones]
@@ -66,11 +69,11 @@ def check_frozen(case: Case) -> None:
     assert not moved, f"Training moved {len(moved)} frozen tensors: {moved[:3]}."
     after = [backbone.fingerprint(exact=True) for backbone in model.frozen_backbones]
     assert after == prints, "Training changed the fingerprint of a frozen backbone."
-    _require_frozen(model)
+    _require_frozen(case, model, trained)
     if "reload" not in case.composition.exempt:
         with TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            _require_frozen(_load(case, folder))
+            _require_frozen(case, _load(case, folder), trained)
 
 
 def check_gradient(case: Case) -> None:
@@ -118,6 +121,11 @@ def check_checkpoint(case: Case) -> None:
 
 def check_reload(case: Case) -> None:
     """Loaded again the model gives the same logits; other backbones are refused by hash."""
+    settings = case.composition.settings()
+    try:
+        json.dumps(settings)
+    except TypeError as error:
+        raise AssertionError(f"Settings are saved as JSON, but {error}: {settings}") from None
     ids = tokens(3, 9)
     expected = read(case.model, ids)
     with TemporaryDirectory() as folder:
@@ -205,15 +213,9 @@ def check_settings(case: Case) -> None:
         raise AssertionError(
             f"{kind.__name__} does not keep every constructor argument: {error}"
         ) from None
-    try:
-        plain = json.loads(json.dumps(settings))
-    except TypeError as error:
-        raise AssertionError(
-            f"The settings of {kind.__name__} are saved as JSON, but {error}: {settings}"
-        ) from None
-    again = kind(**plain)
-    assert json.loads(json.dumps(again.settings())) == plain, (
-        f"{kind.__name__} built from {plain} has the settings {again.settings()}."
+    again = kind(**settings)
+    assert again.settings() == settings, (
+        f"{kind.__name__} built from {settings} has the settings {again.settings()}."
     )
     assert repr(composition).startswith(kind.__name__), f"repr() is {composition!r}"
     old = dict(case.build().trainable_parameters())
@@ -229,28 +231,34 @@ def check_settings(case: Case) -> None:
     )
 
 
-def _require_frozen(model: LanguageModel) -> None:
+def _require_frozen(case: Case, model: LanguageModel, trained: set[str]) -> None:
+    loose = {name for name, _ in model.trainable_parameters()} - trained
+    assert not loose, f"{len(loose)} frozen weights want a gradient: {sorted(loose)[:3]}."
     module = as_module(model)
+    originals = {backbone.name: _modules(backbone) for backbone in _list(case.backbones())}
     module.train()
     for backbone in model.frozen_backbones:
-        awake = [n for n, m in backbone.model.named_modules() if m.training]
+        # Compared with an untouched one: a composition may put modules of its own inside.
+        own = originals.get(backbone.name, _modules(backbone))
+        awake = sorted(n for n, m in _modules(backbone).items() if m.training and _same(m, own, n))
         assert not awake, (
             f"After model.train() {len(awake)} modules of the frozen {backbone.name!r} are in "
             f"training mode: {awake[:3]}. Override `train` and put them back."
         )
-        loose = [n for n, p in backbone.model.named_parameters() if p.requires_grad]
-        assert not loose, f"{backbone.name!r} is frozen, but {loose[:3]} want a gradient."
     module.eval()
-    trained = {name for name, _ in model.trainable_parameters()}
     buffers = [n for n, p in module.named_parameters() if n not in trained and p.grad is not None]
     assert not buffers, f"Frozen weights have gradient buffers: {buffers[:3]}."
 
 
-def _all(case: Case) -> list[Any]:
-    return _list(case.backbones())
+def _modules(backbone: Backbone) -> dict[str, nn.Module]:
+    return dict(backbone.model.named_modules())
 
 
-def _list(pair: tuple[Any, list[Any]]) -> list[Any]:
+def _same(module: nn.Module, originals: dict[str, nn.Module], name: str) -> bool:
+    return name in originals and type(originals[name]) is type(module)
+
+
+def _list(pair: tuple[Backbone, list[Backbone]]) -> list[Backbone]:
     return [pair[0], *pair[1]]
 
 
@@ -264,7 +272,7 @@ def _content(tensor: Tensor) -> str:
 
 
 def _contents(tensors: Iterator[Tensor]) -> set[str]:
-    """What weights hold; weights that hold one number only say nothing about where they are from."""
+    """What weights hold. One number everywhere says nothing about whose they are: left out."""
     return {_content(t) for t in tensors if t.numel() and not bool((t == t.flatten()[0]).all())}
 
 

@@ -28,6 +28,7 @@ class LoRA(Composition):
 
     exempt = {  # noqa: RUF012
         "augmenting_used": "LoRA has no augmenting model to use",
+        "reload": "adapters are saved in the format of peft, and read by peft",
     }
 
     def __init__(

@@ -25,11 +25,19 @@ class Single(Composition):
 
     exempt = {  # noqa: RUF012
         "augmenting_used": "a single model has no augmenting model to use",
+        "checkpoint": "a single model is saved whole, so that it can be a backbone",
+        "reload": "a saved single model is a plain one, without hashes of others",
     }
 
     def __init__(self, use: Literal["anchor"] | int = "anchor", train: bool = False) -> None:
         self.use = use
         self.train = train
+        if train:
+            trained = "the model itself is trained"
+            self.exempt = {**self.exempt, "frozen": trained, "anchor_only": trained}
+        if use != "anchor":
+            other = "the model is an augmenting one; the anchor is not in it"
+            self.exempt = {**self.exempt, "starts_as_anchor": other, "anchor_only": other}
 
     @override
     def compose(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> PlainModel:

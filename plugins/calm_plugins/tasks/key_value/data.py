@@ -30,8 +30,19 @@ _KINDS = {
     "num_subs": (False, "subs"),
     "num_math": (False, "direct"),
     "num_math_worked": (False, "worked"),
+    # The two halves of a worked answer: the augmenting model's, and the anchor's.
+    "kv_worked_subs": (True, "worked_subs"),
+    "num_math_after_keys": (False, "after_keys"),
 }
-_LAST_SYMBOL = {"value": "", "subs": ":", "direct": "=", "worked": "?"}
+_LAST_SYMBOL = {
+    "value": "",
+    "subs": ":",
+    "direct": "=",
+    "worked": "?",
+    "worked_subs": "?",
+    "after_keys": "?",
+}
+_SHORTEST_KEY = 2  # of keys that mean nothing
 _LONGEST_JUNK = 6
 _ATTEMPTS = 1000
 
@@ -61,7 +72,7 @@ class KeyValue(Task):
             follows the last `=` is scored.
         also_worked: Adds the same questions in the worked style, as sets with the prefix `worked_`.
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
-            num_math, num_math_worked) and their weights, which need not add up to 1. `kv_math/1` is
+            num_math, num_math_worked, kv_worked_subs, num_math_after_keys) and their weights, which need not add up to 1. `kv_math/1` is
             kv_math with exactly one operand; without a number the operands are `min_operands` to
             `max_operands`, each as likely. None: see README.md.
         keys: Which keys training may show: `held_in` is D_C; `all` is for the augmenting model's
@@ -304,7 +315,9 @@ class _TrainingExamples(Sequence[Example]):
         (ingredient,) = rng.choices(self.ingredients, self.weights)
         expression = self._draw(rng, ingredient)
         terms = None
-        if not ingredient.in_keys and rng.random() < self.bracketed_numbers:
+        if ingredient.question == "after_keys":
+            terms = [f"<{self._letters(rng, _SHORTEST_KEY)}>" for _ in expression.numbers]
+        elif not ingredient.in_keys and rng.random() < self.bracketed_numbers:
             terms = [f"<{self._junk(rng)}{number}>" for number in expression.numbers]
         return _ask(expression, ingredient.question, self.source.table, terms)
 
@@ -325,7 +338,10 @@ class _TrainingExamples(Sequence[Example]):
     def _junk(self, rng: random.Random) -> str:
         if rng.random() >= self.junk_letters:
             return ""
-        return "".join(rng.choices(LETTERS, k=rng.randint(1, _LONGEST_JUNK)))
+        return self._letters(rng, 1)
+
+    def _letters(self, rng: random.Random, fewest: int) -> str:
+        return "".join(rng.choices(LETTERS, k=rng.randint(fewest, _LONGEST_JUNK)))
 
 
 def _ask(
@@ -334,9 +350,13 @@ def _ask(
     """The example that asks a question about an expression, written with `terms` if given."""
     last = _LAST_SYMBOL[question]
     prompt = write(terms, expression.operators) if terms else expression.text
-    target = {"direct": "", "worked": f"{expression.plain}="}.get(question, expression.plain)
+    if question == "after_keys":
+        last += f"{expression.plain}="
+    target = {"direct": "", "after_keys": "", "worked": f"{expression.plain}="}.get(
+        question, expression.plain
+    )
     meta: dict[str, Any] = {"operands": len(expression.numbers)}
-    if question in ("direct", "worked"):
+    if question in ("direct", "worked", "after_keys"):
         target += str(expression.value)
         if expression.keys:
             meta["prompt/substituted"] = expression.plain + last

@@ -1,0 +1,100 @@
+"""Every installed composition keeps the promises, on five families; variants on one."""
+
+import inspect
+import warnings
+
+import pytest
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.lora import LoRA
+from calm_plugins.compositions.single import Single
+
+from calm_lightning.contracts import Composition
+from calm_lightning.discovery import load_plugins
+from calm_lightning.testing import FAMILIES, Case, ConformanceSuite, broken_promises
+from calm_lightning.testing.tiny import OTHER_FAMILIES
+
+SETTINGS = {"LoRA": {"rank": 2}}
+"""Of compositions that cannot be built without."""
+
+VARIANTS = {
+    "Every2": CrossAttention(every=2),
+    "LiteralFormula": CrossAttention(positions="none", num_heads=2),
+    "Normalized": CrossAttention(normalize=True, state_dropout=0.1),
+    "Encoder": CrossAttention(augmenting_sees="prompt"),
+    "TwoBridgesOnOneLayer": CrossAttention(connections=[(0, 1), (2, 1), (2, 3), (2, 0)]),
+    "TrainedWhole": Single(train=True),
+    "AugmentingAlone": Single(use=0),
+    "MatchedLoRA": LoRA(match=CrossAttention(), dropout=0.1),
+}
+
+
+def installed() -> list[type[Composition]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # test_every_plugin_can_be_imported says it better
+        plugins = load_plugins()
+    return [cls for p in plugins for cls in p.classes if issubclass(cls, Composition)]
+
+
+def suite(composition: Composition, families: tuple[str, ...] = FAMILIES) -> type:
+    reads_augmenting = "augmenting_used" not in composition.exempt
+    return type(
+        "Suite",
+        (ConformanceSuite,),
+        {
+            "composition": composition,
+            "families": families,
+            "numbers_of_augmenting": (1, 2) if reads_augmenting else (1,),
+        },
+    )
+
+
+for _cls in installed():
+    globals()[f"Test{_cls.__name__}"] = suite(_cls(**SETTINGS.get(_cls.__name__, {})))
+for _name, _variant in VARIANTS.items():
+    globals()[f"Test{_name}"] = suite(_variant, ("llama",))
+
+
+class TestTwoListsOfConnections(ConformanceSuite):
+    composition = CrossAttention(connections=[[(1, 0), (4, 2)], [(0, 2)]])
+    families = ("llama",)
+    numbers_of_augmenting = (2,)
+
+
+def test_every_plugin_can_be_imported() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not [p.error for p in load_plugins() if p.error]
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_other_families_keep_what_depends_on_the_family(family: str) -> None:
+    promises = ("starts_as_anchor", "causal", "padding", "cache")
+    assert broken_promises(Case(CrossAttention(), family), promises) == {}
+
+
+@pytest.mark.parametrize(
+    ("anchor", "augmenting"),
+    [("llama", "mistral"), ("gemma2", "gpt2"), ("bloom", "llama")],
+    ids=["window in the augmenting model", "window in the anchor", "no position_ids in the anchor"],
+)
+def test_families_can_be_mixed(anchor: str, augmenting: str) -> None:
+    promises = ("starts_as_anchor", "causal", "padding", "cache", "conversation")
+    case = Case(CrossAttention(), anchor, 2, augmenting_family=augmenting)
+    assert broken_promises(case, promises) == {}
+
+
+def test_every_exemption_names_a_promise_and_a_reason() -> None:
+    from calm_lightning.testing.conformance import exemptions
+
+    for cls in installed():
+        assert not inspect.isabstract(cls)
+        composition = cls(**SETTINGS.get(cls.__name__, {}))
+        assert all(len(reason) > 10 for reason in exemptions(composition).values())
+
+
+def test_exemption_from_an_unknown_promise_is_an_error() -> None:
+    class Mistaken(CrossAttention):
+        exempt = {"cuasal": "a slip of the pen"}  # noqa: RUF012
+
+    with pytest.raises(ValueError, match="cuasal.*the promises are.*causal"):
+        broken_promises(Case(Mistaken()))

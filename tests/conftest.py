@@ -1,0 +1,23 @@
+"""Every test starts alike: one thread, one seed, no network, no command line of pytest's."""
+
+import os
+import random
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+collect_ignore = ["example_plugin"]  # another distribution: test_outside_plugin.py installs it
+
+
+@pytest.fixture(autouse=True)
+def _same_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["calm"])
+    random.seed(0)
+    torch.manual_seed(0)

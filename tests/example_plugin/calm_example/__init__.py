@@ -1,0 +1,1 @@
+"""An example of compositions in a package of their own."""
