@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
         from calm_lightning.discovery import implementations
 
         for contract in (Composition, Task, Scorer):
-            if name in (found := implementations(contract)):  # type: ignore[type-abstract]
+            if name in (found := implementations(contract)):
                 return found[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

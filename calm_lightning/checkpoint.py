@@ -8,7 +8,7 @@ and generation settings. Loading it beside other backbones is refused.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from calm_lightning.contracts import CalmError, Composition, LanguageModel
 WEIGHTS = "composition.safetensors"
 CONFIG = "config.json"
 
-BackboneLike = (
+BackboneLike: TypeAlias = (
     str
     | Path
     | Backbone

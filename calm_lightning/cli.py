@@ -10,26 +10,13 @@ import argparse
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
 
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
-from lightning.pytorch.loggers import TensorBoardLogger
-from typing_extensions import override
-
-from calm_lightning.callbacks import NothingFrozenMoved, SaveModel
-from calm_lightning.contracts import CalmError, Composition, Scorer, Task
-from calm_lightning.discovery import implementations, load_plugins
-from calm_lightning.module import CalmModule
+from calm_lightning.contracts import CalmError
+from calm_lightning.discovery import load_plugins
+from calm_lightning.run import CalmCLI, quiet_libraries
 
 OVERVIEW = """usage: calm COMMAND [options]
 
@@ -46,176 +33,6 @@ commands:
 
 `calm COMMAND --help` tells the options of each.
 """
-
-RUN_HELP = (
-    "Folder of the run: config, checkpoints, TensorBoard files and the trained model go there. "
-    "By default runs/<name of the config file>, with a number if that exists. For validate, test "
-    "and predict: the run whose config and last checkpoint are used."
-)
-
-
-class CalmParser(LightningArgumentParser):
-    """A parser whose errors name the plug-in that was probably meant."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        if not self.exit_on_error:
-            super().error(message + _hint(message), ex)
-        print(f"calm: {message}{_hint(message)}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-class CalmCLI(LightningCLI):
-    """LightningCLI over `CalmModule` and any installed task."""
-
-    def __init__(self, args: ArgsType = None, run: bool = True, **kwargs: Any) -> None:
-        load_plugins()
-        super().__init__(
-            CalmModule,
-            Task,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            save_config_callback=SaveConfigCallback if run else None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=args,
-            run=run,
-            **kwargs,
-        )
-
-    _before: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
-
-    @override
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        kwargs.pop("default_config_files", None)
-        parser = CalmParser(**kwargs)
-        parser.add_argument(
-            "-c", "--config", action="config", help="A YAML file; may be given several times."
-        )
-        return parser
-
-    @override
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
-        parser.add_argument(
-            "--threads", type=int | None, default=None, help="CPU threads that torch may use."
-        )
-
-    @override
-    def before_instantiate_classes(self) -> None:
-        config = self.config[self.config.subcommand] if self.subcommand else self.config
-        if config.threads:
-            import torch
-
-            torch.set_num_threads(config.threads)
-        if not self.subcommand or config.trainer.fast_dev_run:
-            return
-        if "verbose" in config:
-            config.verbose = False  # Lightning's table is a screen per set; ours follows
-        folder = Path(config.run) if config.run else _fresh_folder(config)
-        if self.subcommand == "fit":
-            _refuse_finished(folder)
-        config.run = str(folder)
-        config.trainer.default_root_dir = str(folder)
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        config = self.config[self.config.subcommand] if self.subcommand else self.config
-        extra: list[Any] = [NothingFrozenMoved()]
-        if self.subcommand and config.run:
-            folder = config.run
-            if self.subcommand == "fit":
-                extra += [
-                    SaveModel(os.path.join(folder, "model")),
-                    ModelCheckpoint(os.path.join(folder, "checkpoints"), save_last=True),
-                ]
-            if config.trainer.logger in (None, True):
-                kwargs["logger"] = TensorBoardLogger(
-                    folder, name="", version="", default_hp_metric=False
-                )
-        if any(
-            "ModelCheckpoint" in str(getattr(c, "class_path", c))
-            for c in (config.trainer.callbacks or [])
-        ):
-            extra = [c for c in extra if not isinstance(c, ModelCheckpoint)]
-        kwargs["callbacks"] = [*kwargs.get("callbacks", []), *extra]
-        return super().instantiate_trainer(**kwargs)
-
-    def after_test(self) -> None:
-        """Print the scores of every evaluation set."""
-        self._print_scores("test")
-
-    def after_validate(self) -> None:
-        """The same for `calm validate`."""
-        self._print_scores("val")
-
-    def _print_scores(self, stage: str) -> None:
-        from calm_lightning.report import print_scores
-
-        logged = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-        scores = {k: v for k, v in logged.items() if k.startswith(f"{stage}/")}
-        if self.trainer.is_global_zero:
-            print_scores(scores, f"{stage}, {self.config[self.config.subcommand].run}")
-
-    def before_fit(self) -> None:
-        """Score the untrained composition, which answers as the anchor alone does."""
-        if self.trainer.fast_dev_run or not self.trainer.limit_val_batches:
-            return
-        self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        self._before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-
-    def after_fit(self) -> None:
-        """Show what the training changed, and say where everything is."""
-        from calm_lightning.report import print_change
-
-        run = self.config[self.config.subcommand].run
-        if not self.trainer.is_global_zero:
-            return
-        if self._before:
-            print_change(self._before, self.trainer.callback_metrics)
-        if run:
-            print(
-                f"The trained model is in {run}/model. Score it: calm test --run {run}. Ask it: "
-                f'calm generate {run}/model --prompt "..."'
-            )
-
-
-def _fresh_folder(config: Any) -> Path:
-    """runs/<config's name>, numbered if it is taken."""
-    files = config.get("config") or []
-    stem = Path(str(files[-1])).stem if files else "run"
-    folder, number = Path("runs") / stem, 2
-    while folder.exists():
-        folder, number = Path("runs") / f"{stem}-{number}", number + 1
-    return folder
-
-
-def _refuse_finished(folder: Path) -> None:
-    if (folder / "model").exists():
-        raise CalmError(
-            f"{folder} already holds a trained model. Name another folder with --run, or move "
-            "that one away; nothing was changed."
-        )
-
-
-def _hint(message: str) -> str:
-    known = sorted(
-        {name for kind in (Composition, Task, Scorer) for name in implementations(kind)}  # type: ignore[type-abstract]
-    )
-    words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*", message)
-    near = [m for w in words if w not in known for m in get_close_matches(w, known, 1, 0.75)]
-    failed = [f"{p.name} ({p.error})" for p in load_plugins() if p.error]
-    lines = []
-    if near:
-        lines.append(f"Did you mean {near[0]}?")
-    if near or "import path" in message or "subclass" in message:
-        lines.append(f"Installed: {', '.join(known)}.")
-        if failed:
-            lines.append(f"Left out because they could not be imported: {'; '.join(failed)}.")
-    return "".join(f"\n{line}" for line in lines)
-
-
-# ---------------------------------------------------------------------- the command
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -269,27 +86,6 @@ def _with_run(arguments: list[str]) -> list[str]:
     if "--ckpt_path" not in joined and checkpoint.is_file():
         extra += ["--ckpt_path", str(checkpoint)]
     return [arguments[0], *extra, *arguments[1:]]
-
-
-def quiet_libraries() -> None:
-    """Hide other packages' advertisements and warnings that no user can act on."""
-    import logging
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
-    tips = re.compile("litlogger|litmodels|Tip:|GPU available|TPU available|HPU available")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: not tips.search(record.getMessage()))
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def _plugins(arguments: Sequence[str]) -> None:

@@ -283,8 +283,8 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
     """Train and score one row with one seed, in this process; leave `result.json` behind."""
     import torch
 
-    from calm_lightning.cli import CalmCLI, quiet_libraries
     from calm_lightning.report import JobProgress
+    from calm_lightning.run import CalmCLI, quiet_libraries
 
     quiet_libraries()
     logging.getLogger("lightning").setLevel(logging.ERROR)
@@ -302,7 +302,7 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
     config["trainer"] = {**config.get("trainer", {}), **quiet}
     cli = CalmCLI(args=config, run=False)
     progress = JobProgress(folder)
-    cli.trainer.callbacks.append(progress)
+    cli.trainer.callbacks.append(progress)  # type: ignore[attr-defined]
     started = time.perf_counter()
     if job.row.train:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from calm_lightning.backbone import BackboneSource, DType
 from calm_lightning.checkpoint import CONFIG, load
@@ -50,7 +50,11 @@ def generate(
     if not prompts:
         raise CalmError('Nothing was asked. Give --prompt "TEXT", or --file with a prompt a line.')
     composed = open_model(model, anchor, augmenting, dtype)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": sample, "num_beams": num_beams}
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": sample,
+        "num_beams": num_beams,
+    }
     if sample:
         options["temperature"] = temperature
     kinds = ["composed", "anchor"] if show == "both" else [show]

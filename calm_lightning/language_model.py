@@ -80,7 +80,7 @@ class TextModel(LanguageModel):
         device = next(self.anchor_backbone.model.parameters()).device
         batch = self.encode([prompt], [target], ends=False)
         count = int((batch["labels"][:, 1:] != IGNORED).sum())
-        loss = self(**{name: t.to(device) for name, t in batch.items()}).loss  # type: ignore[operator]
+        loss = self(**{name: t.to(device) for name, t in batch.items()}).loss
         return -float(loss) * count
 
 

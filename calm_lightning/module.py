@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -15,7 +15,14 @@ from typing_extensions import override
 from calm_lightning.backbone import BackboneSource
 from calm_lightning.checkpoint import load_trained, references_of
 from calm_lightning.collate import IGNORED, Batch, Collator
-from calm_lightning.contracts import CalmError, Composition, EvaluationSet, Example, LanguageModel
+from calm_lightning.contracts import (
+    CalmError,
+    Composition,
+    EvaluationSet,
+    Example,
+    LanguageModel,
+    Scorer,
+)
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -152,7 +159,7 @@ class CalmModule(L.LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss: Tensor = self.language_model(**batch.inputs).loss  # type: ignore[operator]
+        loss: Tensor = self.language_model(**batch.inputs).loss
         if not torch.isfinite(loss):
             raise CalmError(self._stopped("the loss", float(loss)))
         self.log("train/loss_nats", loss, prog_bar=True, batch_size=len(batch))
@@ -217,7 +224,7 @@ class CalmModule(L.LightningModule):
         if not self._can_ask(examples):
             return
         if kind.name in self.scorers:
-            self.scorers[kind.name].update(self.answer(examples, kind), examples)
+            cast(Scorer, self.scorers[kind.name]).update(self.answer(examples, kind), examples)
         inputs = self.language_model.encode(
             [self._prompt(e) for e in examples],
             [e.target for e in examples],
@@ -225,8 +232,10 @@ class CalmModule(L.LightningModule):
         )
         inputs = {name: t.to(self.device) for name, t in inputs.items()}
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
-        loss = self.language_model(**inputs).loss  # type: ignore[operator]
-        self.losses[kind.name].update(loss, tokens, sum(len(e.target) for e in examples))
+        loss = self.language_model(**inputs).loss
+        cast(TextLoss, self.losses[kind.name]).update(
+            loss, tokens, sum(len(e.target) for e in examples)
+        )
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -239,8 +248,9 @@ class CalmModule(L.LightningModule):
     def _report(self, stage: str) -> None:
         for name, loss in self.losses.items():
             scores: dict[str, Tensor] = {}
-            for metric in (self.scorers[name] if name in self.scorers else None, loss):
-                if metric is None or metric.update_count == 0:
+            metrics = [self.scorers[name], loss] if name in self.scorers else [loss]
+            for metric in cast(list[Metric], metrics):
+                if metric.update_count == 0:
                     continue
                 scores |= metric.compute()
                 metric.reset()

@@ -272,7 +272,7 @@ def markdown(
         f"| row | {' | '.join(columns)} | trained parameters | seconds |",
         f"|---|{'---:|' * (len(columns) + 2)}",
     ]
-    notes = []
+    notes: list[str] = []
     for row in comparison.rows:
         runs = [r for r in results if r["name"] == row.name]
         reasons = [why for name, why in failed.items() if name.startswith(f"{row.name}, seed ")]

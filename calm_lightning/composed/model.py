@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -348,7 +348,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         before, self._prompt_length = self._prompt_length, None if ids is None else ids.shape[1]
         try:
-            return super().generate(*args, **kwargs)
+            return GenerationMixin.generate(self, *args, **kwargs)
         finally:
             self._prompt_length = before
 
@@ -393,7 +393,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         for number, connection in enumerate(self.connections):
             if connection.anchor_layer != layer:
                 continue
-            bridge = self.bridges[number]
+            bridge = cast(Bridge, self.bridges[number])
             dtype = next(bridge.parameters()).dtype
             states = run.states[connection.augmenting, connection.augmenting_layer]
             device = anchor_states.device

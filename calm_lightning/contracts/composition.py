@@ -76,6 +76,11 @@ class LanguageModel(ABC):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the trained part, and names and hashes of the backbones that it belongs to."""
 
+    if TYPE_CHECKING:  # torch.nn.Module has it
+
+        def __call__(self, **batch: Any) -> CausalLMOutputWithPast:  # noqa: D102
+            ...
+
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and weight of everything that training may change."""
         assert isinstance(self, nn.Module), "a LanguageModel is also a torch.nn.Module"

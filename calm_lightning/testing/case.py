@@ -19,11 +19,10 @@ from calm_lightning.backbone import Backbone
 from calm_lightning.contracts import Composition, LanguageModel
 from calm_lightning.testing.tiny import SPECIAL_TOKENS, tiny_backbone, tiny_tokenizer
 
-ANCHOR = (32, 4)
+ANCHOR = (32, 3)
 """Width and layers of the anchor of a case."""
-AUGMENTING = ((24, 5), (16, 3))
-"""The same of its augmenting models. Widths differ, so that swapped axes show; with eight layers
-the paper's default wiring has more than one connection."""
+AUGMENTING = ((24, 4), (16, 2))
+"""The same of its augmenting models. All numbers differ, so that swapped axes show."""
 
 VOCAB = 37
 CACHE_MODES = (False, True)

@@ -90,8 +90,8 @@ def check_no_leak_in_training(case: Case) -> None:
 def check_padding(case: Case) -> None:
     """What stands in the padding is never read, left or right, in either model."""
     ids, lengths = tokens(3, 9), (9, 6, 2)
+    alone = [read(case.model, ids[i : i + 1, :n])[0] for i, n in enumerate(lengths)]
     for cached in CACHE_MODES:
-        alone = [read(case.model, ids[i : i + 1, :n], cached=False) for i, n in enumerate(lengths)]
         for left in (True, False):
             side = "left" if left else "right"
             results = []
@@ -105,13 +105,13 @@ def check_padding(case: Case) -> None:
                 "Look at whether the bridge's mask leaves padding out.",
                 EXACT,
             )
-            expected = torch.cat([rows[0] for rows in alone])
-            require_close(
-                results[0],
-                expected,
-                f"Rows padded on the {side} differ from the same rows alone ({how(cached)})",
-                "Look at positions (padding does not count) and at the mask.",
-            )
+            if not cached:  # `check_cache` reads padded rows through a cache
+                require_close(
+                    results[0],
+                    torch.cat(alone),
+                    f"Rows padded on the {side} differ from the same rows alone",
+                    "Look at positions (padding does not count) and at the mask.",
+                )
     for left in (True, False):
         batch = padded(ids, lengths, left, 0)
         before = _real(case, batch)

@@ -4,14 +4,14 @@ import inspect
 import warnings
 
 import pytest
-from calm_plugins.compositions.cross_attention import CrossAttention
-from calm_plugins.compositions.lora import LoRA
-from calm_plugins.compositions.single import Single
 
 from calm_lightning.contracts import Composition
 from calm_lightning.discovery import load_plugins
 from calm_lightning.testing import FAMILIES, Case, ConformanceSuite, broken_promises
 from calm_lightning.testing.tiny import OTHER_FAMILIES
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.lora import LoRA
+from calm_plugins.compositions.single import Single
 
 SETTINGS = {"LoRA": {"rank": 2}}
 """Of compositions that cannot be built without."""
@@ -96,5 +96,5 @@ def test_exemption_from_an_unknown_promise_is_an_error() -> None:
     class Mistaken(CrossAttention):
         exempt = {"cuasal": "a slip of the pen"}  # noqa: RUF012
 
-    with pytest.raises(ValueError, match="cuasal.*the promises are.*causal"):
+    with pytest.raises(ValueError, match=r"cuasal.*the promises are.*causal"):
         broken_promises(Case(Mistaken()))

@@ -4,13 +4,12 @@ Most faults break one promise. Where one breaks several, the table names all of 
 """
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from calm_plugins.compositions.cross_attention import CrossAttention
-from calm_plugins.compositions.cross_attention.composition import CrossAttentionBridge
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,25 +19,28 @@ from calm_lightning.alignment import visible_tokens
 from calm_lightning.composed import ComposedCache, ComposedModel
 from calm_lightning.composed.cache import BridgeMemory
 from calm_lightning.testing import PROMISES, Case, broken_promises
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.cross_attention.composition import CrossAttentionBridge
 
 Patch = pytest.MonkeyPatch
 
 
 class Faulty(CrossAttention):
-    """Cross-attention whose fresh model is spoilt by `spoil`."""
+    """Cross-attention whose bridges and model are of other classes than they should be."""
+
+    bridge: type[CrossAttentionBridge] = CrossAttentionBridge
+    model: type[ComposedModel] = ComposedModel
 
     def compose(self, anchor: Any, augmenting: Any) -> ComposedModel:
-        model = super().compose(anchor, augmenting)
-        self.spoil(model)
-        return model
+        composed = super().compose(anchor, augmenting)
+        composed.__class__ = self.model
+        for bridge in composed.bridges:
+            bridge.__class__ = self.bridge
+        self.spoil(composed)
+        return composed
 
-    def spoil(self, model: ComposedModel) -> None:
+    def spoil(self, composed: ComposedModel) -> None:
         pass
-
-
-def bridges(model: ComposedModel, kind: type[CrossAttentionBridge]) -> None:
-    for bridge in model.bridges:
-        bridge.__class__ = kind
 
 
 # ---------------------------------------------------------------- what a position may see
@@ -50,52 +52,39 @@ def sees_everything(patch: Patch) -> CrossAttention:
         return everything if mask is None else everything & mask[:, None].bool()
 
     patch.setattr(calm_lightning.composed.model, "visible_tokens", visible)
-    return CrossAttention()
+    return CrossAttention(every=2)
 
 
 def sees_the_next_token(patch: Patch) -> CrossAttention:
     def visible(*args: Any) -> Tensor:
-        causal = visible_tokens(*args)
+        causal = visible_tokens(None, *args[1:])
         later = torch.nn.functional.pad(causal[:, 1:], (0, 0, 0, 1), value=True)
-        mask = args[0]
-        return later if mask is None else later & mask[:, None].bool()
+        return later if args[0] is None else later & args[0][:, None].bool()
+
+    patch.setattr(calm_lightning.composed.model, "visible_tokens", visible)
+    return CrossAttention(every=2)
+
+
+def sees_padding(patch: Patch) -> CrossAttention:
+    def visible(mask: Tensor | None, *rest: Any) -> Tensor:
+        return visible_tokens(None, *rest)
 
     patch.setattr(calm_lightning.composed.model, "visible_tokens", visible)
     return CrossAttention()
 
 
-def sees_padding(patch: Patch) -> CrossAttention:
-    patch.setattr(
-        calm_lightning.composed.model,
-        "visible_tokens",
-        lambda mask, *rest: visible_tokens(None, *rest),
-    )
-    return CrossAttention()
-
-
-def sees_no_target_in_training(patch: Patch) -> CrossAttention:
-    class Model(ComposedModel):
+class SeesLessInTraining(Faulty):
+    class model(ComposedModel):
+        @wraps(ComposedModel.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             self.augmenting_sees = "full" if kwargs.get("labels") is None else "prompt"
             return super().forward(*args, **kwargs)
 
-    class OnlyPrompt(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            model.__class__ = Model
 
-    return OnlyPrompt()
-
-
-def mixes_rows(patch: Patch) -> CrossAttention:
-    class Mixing(CrossAttentionBridge):
+class MixesRows(Faulty):
+    class bridge(CrossAttentionBridge):
         def forward(self, anchor_states: Tensor, *rest: Any) -> Tensor:
             return super().forward(anchor_states - anchor_states.mean(0, keepdim=True), *rest)
-
-    class Mixed(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            bridges(model, Mixing)
-
-    return Mixed()
 
 
 # ---------------------------------------------------------------- what is remembered
@@ -121,97 +110,65 @@ def forgets_to_crop(patch: Patch) -> CrossAttention:
     return CrossAttention()
 
 
-def remembers_the_last_batch(patch: Patch) -> CrossAttention:
-    class Running(CrossAttentionBridge):
-        """A running mean over training batches, as a batch norm keeps it."""
+class RemembersTheLastBatch(Faulty):
+    class bridge(CrossAttentionBridge):
+        """With a running mean over training batches, as a batch norm keeps it."""
 
         mean: Tensor | float = 0.0
 
         def remember(self, augmenting_states: Tensor, positions: Tensor) -> Any:
             if self.training:
-                self.mean = augmenting_states.mean((0, 1)).detach()
+                self.mean = augmenting_states.mean((0, 1))
             return super().remember(augmenting_states + self.mean, positions)
 
-    class Remembering(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            bridges(model, Running)
 
-    return Remembering()
-
-
-def remembers_the_last_conversation(patch: Patch) -> CrossAttention:
-    patch.setattr(ComposedModel, "_cache", _first_cache_for_ever(ComposedModel._cache))
-    return CrossAttention()
-
-
-def _first_cache_for_ever(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A second turn starts in an empty cache again, so only its last token is read."""
-
-    def cache(self: ComposedModel, given: Any, use_cache: Any) -> Any:
-        if given is not None and getattr(given, "_is_user_defined", False):
-            given._is_user_defined = False
-            given.crop(-1)
-        return original(self, given, use_cache)
-
-    return cache
+class ForgetsTheConversation(Faulty):
+    class model(ComposedModel):
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            cache = kwargs.get("past_key_values")
+            if cache is not None:
+                cache.bridges[0].tensors = tuple(t * 0.0 for t in cache.bridges[0].tensors)
+            return super().generate(*args, **kwargs)
 
 
 # ---------------------------------------------------------------- what is trained and saved
 
 
-def starts_off_zero(patch: Patch) -> CrossAttention:
-    class OffZero(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            for bridge in model.bridges:
-                nn.init.normal_(bridge.out.weight, std=1e-3)
-
-    return OffZero()
+class StartsOffZero(Faulty):
+    def spoil(self, composed: ComposedModel) -> None:
+        for bridge in composed.bridges:
+            nn.init.normal_(bridge.out.weight, std=1e-3)
 
 
-def leaves_a_weight_trainable(patch: Patch) -> CrossAttention:
-    class Loose(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            next(model.backbones[0].layers[-1].parameters()).requires_grad_(True)
-
-    return Loose()
+class LeavesAWeightTrainable(Faulty):
+    def spoil(self, composed: ComposedModel) -> None:
+        next(composed.backbones[0].layers[-1].parameters()).requires_grad_(True)
 
 
-def leaves_dropout_on(patch: Patch) -> CrossAttention:
-    patch.setattr(ComposedModel, "train", nn.Module.train)
-    return CrossAttention()
+class LeavesDropoutOn(Faulty):
+    class model(ComposedModel):
+        def train(self, mode: bool = True) -> ComposedModel:
+            return nn.Module.train(self, mode)
 
 
-def has_a_weight_that_nothing_uses(patch: Patch) -> CrossAttention:
-    class Idle(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            for bridge in model.bridges:
-                bridge.idle = nn.Linear(3, 2)
-
-    return Idle()
+class HasAWeightThatNothingUses(Faulty):
+    def spoil(self, composed: ComposedModel) -> None:
+        for bridge in composed.bridges:
+            bridge.idle = nn.Linear(3, 2)
 
 
-def ignores_the_augmenting_model(patch: Patch) -> CrossAttention:
-    class Deaf(CrossAttentionBridge):
+class IgnoresTheAugmentingModel(Faulty):
+    class bridge(CrossAttentionBridge):
         def remember(self, augmenting_states: Tensor, positions: Tensor) -> Any:
             return super().remember(torch.ones_like(augmenting_states), positions)
 
-    class Ignoring(Faulty):
-        def spoil(self, model: ComposedModel) -> None:
-            bridges(model, Deaf)
 
-    return Ignoring()
-
-
-def saves_a_backbone_too(patch: Patch) -> CrossAttention:
-    original = calm_lightning.checkpoint.save
-
-    def save(model: ComposedModel, folder: Path) -> None:
-        original(model, folder)
-        state = {n: t.clone() for n, t in model.anchor.model.state_dict().items()}
-        save_file(state, folder / "anchor.safetensors")
-
-    patch.setattr(calm_lightning.checkpoint, "save", save)
-    return CrossAttention()
+class SavesABackboneToo(Faulty):
+    class model(ComposedModel):
+        def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+            super().save_pretrained(save_directory, **kwargs)
+            weights = {name: weight.clone() for name, weight in self.anchor.state_dict().items()}
+            save_file(weights, Path(save_directory) / "anchor.safetensors")
 
 
 def accepts_any_backbone(patch: Patch) -> CrossAttention:
@@ -219,47 +176,45 @@ def accepts_any_backbone(patch: Patch) -> CrossAttention:
     return CrossAttention()
 
 
-def changes_a_setting(patch: Patch) -> CrossAttention:
-    class Changed(CrossAttention):
-        def __init__(self, unused: int = 1) -> None:
-            super().__init__()
-            self.unused = unused + 1
-
-    return Changed()
+class ChangesASetting(CrossAttention):
+    def __init__(self, unused: int = 1) -> None:
+        super().__init__()
+        self.unused = unused + 1
 
 
-FAULTS: dict[Callable[[Patch], CrossAttention], set[str]] = {
+Plant = Callable[[Patch], CrossAttention] | type[CrossAttention]
+
+FAULTS: dict[Plant, set[str]] = {
     # Generation cannot see a token that does not exist yet, so it differs from everything that
     # reads whole texts: training, and generation without a cache.
     sees_everything: {"causal", "no_leak_in_training", "cache", "conversation", "loss"},
     sees_the_next_token: {"causal", "no_leak_in_training", "cache", "conversation", "loss"},
     # A batch of texts of different lengths is padded.
     sees_padding: {"padding", "text"},
-    sees_no_target_in_training: {"loss"},
+    SeesLessInTraining: {"loss"},
     # Padded rows, beams and texts in a batch all share their batch with others.
-    mixes_rows: {"batch", "padding", "text", "loss"},
+    MixesRows: {"batch", "padding", "text", "loss"},
     forgets_to_reorder: {"cache"},
     forgets_to_reorder_the_augmenting_model: {"cache"},
     forgets_to_crop: {"cache"},
-    remembers_the_last_batch: {"no_state"},
-    remembers_the_last_conversation: {"conversation"},
-    starts_off_zero: {"starts_as_anchor"},
+    RemembersTheLastBatch: {"no_state"},
+    ForgetsTheConversation: {"conversation"},
+    StartsOffZero: {"starts_as_anchor"},
     # What is trainable is disturbed, so the anchor is no longer itself, nor recognised.
-    leaves_a_weight_trainable: {"frozen", "anchor_only", "reload"},
-    leaves_dropout_on: {"frozen"},
-    has_a_weight_that_nothing_uses: {"gradient"},
-    ignores_the_augmenting_model: {"augmenting_used"},
-    saves_a_backbone_too: {"checkpoint"},
+    LeavesAWeightTrainable: {"frozen", "anchor_only", "reload"},
+    LeavesDropoutOn: {"frozen"},
+    HasAWeightThatNothingUses: {"gradient"},
+    IgnoresTheAugmentingModel: {"augmenting_used"},
+    SavesABackboneToo: {"checkpoint"},
     accepts_any_backbone: {"reload"},
-    changes_a_setting: {"settings"},
+    ChangesASetting: {"settings"},
 }
 
 
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
-def test_fault_turns_exactly_its_promises_red(
-    plant: Callable[[Patch], CrossAttention], monkeypatch: Patch
-) -> None:
-    broken = broken_promises(Case(plant(monkeypatch)))
+def test_fault_turns_exactly_its_promises_red(plant: Plant, monkeypatch: Patch) -> None:
+    composition = plant() if isinstance(plant, type) else plant(monkeypatch)
+    broken = broken_promises(Case(composition))
     assert broken.keys() == FAULTS[plant], broken
 
 

@@ -4,10 +4,12 @@ Frozen, it is "anchor alone" or "augmenting model alone". Trained whole, it is t
 of further training, and with `weights: random` the way to make a small backbone from nothing.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
@@ -21,6 +23,7 @@ class Single(Composition):
     Args:
         use: `anchor`, or the number of an augmenting model counted from 0.
         train: Train every weight of it. Otherwise nothing is trained.
+        save_dtype: Of the saved weights; null is that of training.
     """
 
     exempt = {  # noqa: RUF012
@@ -29,9 +32,15 @@ class Single(Composition):
         "reload": "a saved single model is a plain one, without hashes of others",
     }
 
-    def __init__(self, use: Literal["anchor"] | int = "anchor", train: bool = False) -> None:
+    def __init__(
+        self,
+        use: Literal["anchor"] | int = "anchor",
+        train: bool = False,
+        save_dtype: Literal["float16", "bfloat16"] | None = None,
+    ) -> None:
         self.use = use
         self.train = train
+        self.save_dtype = save_dtype
         if train:
             trained = "the model itself is trained"
             self.exempt = {**self.exempt, "frozen": trained, "anchor_only": trained}
@@ -52,7 +61,10 @@ class Single(Composition):
         chosen.model.requires_grad_(self.train)
 
         def save(folder: Path) -> None:
-            chosen.model.save_pretrained(folder)
+            model = chosen.model
+            if self.save_dtype is not None:
+                model = copy.deepcopy(model).to(getattr(torch, self.save_dtype))
+            model.save_pretrained(folder)
             if chosen.tokenizer is not None:
                 chosen.tokenizer.save_pretrained(folder)
 

@@ -72,9 +72,9 @@ class KeyValue(Task):
             follows the last `=` is scored.
         also_worked: Adds the same questions in the worked style, as sets with the prefix `worked_`.
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
-            num_math, num_math_worked, kv_worked_subs, num_math_after_keys) and their weights, which need not add up to 1. `kv_math/1` is
-            kv_math with exactly one operand; without a number the operands are `min_operands` to
-            `max_operands`, each as likely. None: see README.md.
+            num_math, num_math_worked, kv_worked_subs, num_math_after_keys) and their weights, which
+            need not add up to 1. `kv_math/1` is kv_math with exactly one operand; without a number
+            the operands are `min_operands` to `max_operands`, each as likely. None: see README.md.
         keys: Which keys training may show: `held_in` is D_C; `all` is for the augmenting model's
             own training.
         bracketed_numbers: Probability that a num_* training expression is written in brackets, as
