@@ -130,7 +130,7 @@ def load(
     for backbone, reference in zip(backbones, references, strict=True):
         check_same(backbone, reference, str(folder))
     kind = find(Composition, description["composition"]["class_path"])  # type: ignore[type-abstract]
-    composition = kind(**description["composition"]["init_args"])
+    composition = _build(kind, description["composition"]["init_args"], folder / CONFIG)
     model = composition.compose(backbones[0], backbones[1:])
     if not isinstance(model, ComposedModel):
         raise CalmError(f"{folder} holds a {kind.__name__}, which is not saved in this form.")
@@ -230,6 +230,22 @@ def references_of(model: LanguageModel) -> list[dict[str, Any]]:
         }
         for index, backbone in enumerate(model.frozen_backbones)
     ]
+
+
+def _build(kind: type[Composition], settings: dict[str, Any], file: Path) -> Composition:
+    """A composition from settings read from JSON, which knows lists where Python has tuples."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "composition", fail_untyped=False)
+    try:
+        parsed = parser.parse_object({"composition": settings})
+    except ArgumentError as error:
+        raise CalmError(
+            f"{file}: these settings do not fit the installed {kind.__name__}; was it saved by "
+            f"another version? {error}"
+        ) from None
+    return kind(**parsed.as_dict()["composition"])
 
 
 def _locate(reference: dict[str, Any], folder: Path, dtype: DType) -> BackboneSource:

@@ -126,9 +126,13 @@ class PlainModel(nn.Module, TextModel):
             positions = positions_of(mask, rows, mask.shape[1] - new, new, mask.device)
             batch = {"position_ids": positions, **batch}
         output = self.model(**batch)
-        if labels is not None:
-            output.loss = next_token_loss(output.logits, labels)
-        return output
+        return CausalLMOutputWithPast(  # some families have an output class of their own
+            loss=None if labels is None else next_token_loss(output.logits, labels),
+            logits=output.logits,
+            past_key_values=getattr(output, "past_key_values", None),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
 
     @override
     def generate(self, **batch_and_options: Any) -> Any:

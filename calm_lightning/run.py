@@ -7,8 +7,9 @@ import sys
 import warnings
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import (
     ArgsType,
@@ -77,14 +78,20 @@ class CalmCLI(LightningCLI):
         parser.add_argument(
             "--threads", type=int | None, default=None, help="CPU threads that torch may use."
         )
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="Of float32 matrix products: medium computes them in bfloat16 where that is fast "
+            "(GPUs, and processors with AMX; there, take `attention: eager` with it).",
+        )
 
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand] if self.subcommand else self.config
         if config.threads:
-            import torch
-
             torch.set_num_threads(config.threads)
+        torch.set_float32_matmul_precision(config.matmul_precision)
         if not self.subcommand or config.trainer.fast_dev_run:
             return
         if "verbose" in config:

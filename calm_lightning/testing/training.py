@@ -296,5 +296,5 @@ def _answers(model: LanguageModel, rows: int = 96, length: int = 6) -> Iterator[
         ids = tokens(rows, length, seed, USED_VOCAB)
         said = read(speaker, ids[:, :-1])[:, -1]
         labels = torch.full_like(ids, IGNORED)
-        labels[:, -1] = ((said - usual.mean(0)) / usual.std(0)).argmax(-1)
+        labels[:, -1] = ((said - usual.mean(0)) / (usual.std(0) + 1e-2)).argmax(-1)
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

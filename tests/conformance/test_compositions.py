@@ -19,9 +19,9 @@ SETTINGS = {"LoRA": {"rank": 2}}
 VARIANTS = {
     "Every2": CrossAttention(every=2),
     "LiteralFormula": CrossAttention(positions="none", num_heads=2),
-    "Normalized": CrossAttention(normalize=True, state_dropout=0.1),
+    "Normalized": CrossAttention(normalize=True, relative=True, same_place=8.0, state_noise=0.1),
     "Encoder": CrossAttention(augmenting_sees="prompt"),
-    "TwoBridgesOnOneLayer": CrossAttention(connections=[(0, 1), (2, 1), (2, 3), (2, 0)]),
+    "TwoBridgesOnOneLayer": CrossAttention(connections=[(0, 1), (1, 1), (1, 2), (1, 0)]),
     "TrainedWhole": Single(train=True),
     "AugmentingAlone": Single(use=0),
     "MatchedLoRA": LoRA(match=CrossAttention(), dropout=0.1),
@@ -55,7 +55,7 @@ for _name, _variant in VARIANTS.items():
 
 
 class TestTwoListsOfConnections(ConformanceSuite):
-    composition = CrossAttention(connections=[[(1, 0), (4, 2)], [(0, 2)]])
+    composition = CrossAttention(connections=[[(1, 0), (3, 2)], [(0, 1)]])
     families = ("llama",)
     numbers_of_augmenting = (2,)
 

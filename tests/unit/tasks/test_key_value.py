@@ -294,7 +294,7 @@ def test_an_example_is_cheap() -> None:
 def test_the_sets_have_their_names_in_order() -> None:
     assert [s.name for s in small().evaluation_sets()] == NAMES
     worked = [f"worked_{name}" for name in NAMES[1:]]
-    assert [s.name for s in small(also_worked=True).evaluation_sets()] == NAMES + worked
+    assert [s.name for s in small(also="worked").evaluation_sets()] == NAMES + worked
 
 
 def test_evaluation_is_the_same_for_every_training_seed_and_mixture() -> None:
@@ -323,7 +323,7 @@ def test_each_set_asks_about_its_own_keys(answer: str) -> None:
     assert all(re.fullmatch(r"[-+*\d]+[=?]", e.prompt) for e in sets["num_math"].examples)
 
 
-@pytest.mark.parametrize("settings", [{}, {"answer": "worked"}, {"also_worked": True}])
+@pytest.mark.parametrize("settings", [{}, {"answer": "worked"}, {"also": "worked"}])
 def test_evaluation_targets_are_right_and_oracle_prompts_too(settings: dict[str, Any]) -> None:
     task = small(**settings)
     for evaluation_set in task.evaluation_sets():
@@ -354,7 +354,7 @@ def test_where_few_questions_exist_there_are_fewer_and_still_none_twice() -> Non
 
 
 def test_direct_and_worked_sets_ask_about_the_same_expressions() -> None:
-    sets = sets_of(small(also_worked=True))
+    sets = sets_of(small(also="worked"))
     for name in NAMES[1:]:
         direct, worked = sets[name].examples, sets[f"worked_{name}"].examples
         assert [e.prompt[:-1] + "?" for e in direct] == [e.prompt for e in worked]
@@ -368,7 +368,7 @@ def test_kv_subs_asks_about_the_expressions_of_unseen_kv_math() -> None:
 
 
 def test_each_set_is_scored_by_its_own_rule() -> None:
-    for evaluation_set in small(also_worked=True).evaluation_sets():
+    for evaluation_set in small(also="worked").evaluation_sets():
         assert evaluation_set.scorer is not None
         scorer = evaluation_set.scorer()
         assert isinstance(scorer, ExactMatch)
@@ -390,7 +390,7 @@ def test_a_wrong_copy_with_the_right_sum_is_right_in_the_worked_style() -> None:
 
 
 def test_every_target_fits_the_allowed_answer() -> None:
-    for evaluation_set in small(also_worked=True, max_operands=5).evaluation_sets():
+    for evaluation_set in small(also="worked", max_operands=5).evaluation_sets():
         longest = max(len(e.target) for e in evaluation_set.examples)
         assert evaluation_set.max_new_tokens == longest + 2
 
@@ -399,8 +399,8 @@ def test_the_default_mixture_trains_in_the_style_that_is_asked() -> None:
     assert set(small().mixture) == {"kv_subs", "kv_math/1", "kv_math", "num_math"}
     worked = {"kv_subs", "kv_math_worked/1", "kv_math_worked", "num_math_worked"}
     assert set(small(answer="worked").mixture) == worked
-    assert set(small(also_worked=True).mixture) == set(small().mixture) | worked
-    for settings in ({}, {"answer": "worked"}, {"also_worked": True}):
+    assert set(small(also="worked").mixture) == set(small().mixture) | worked
+    for settings in ({}, {"answer": "worked"}, {"also": "worked"}):
         assert sum(small(**settings).mixture.values()) == pytest.approx(1)
 
 
@@ -427,7 +427,7 @@ def test_the_default_mixture_trains_in_the_style_that_is_asked() -> None:
         ({"junk_letters": -0.5}, ["junk_letters", "-0.5"]),
         ({"evaluation_examples": 0}, ["evaluation_examples", "0"]),
         ({"examples_per_epoch": 0}, ["examples_per_epoch", "0"]),
-        ({"answer": "worked", "also_worked": True}, ["also_worked=True", "answer='worked'"]),
+        ({"answer": "worked", "also": "worked"}, ["also='worked'", "answer is 'worked'"]),
         ({"num_keys": 99, "min_key_length": 1, "max_key_length": 1}, ["num_keys=99", "26 keys"]),
     ],
 )

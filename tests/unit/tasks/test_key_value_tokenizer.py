@@ -43,7 +43,7 @@ def test_text_comes_back_as_it_was(digits_per_token: int) -> None:
 
 def test_everything_that_the_task_writes_is_known_and_fits_its_evaluation_sets() -> None:
     tokenizer = build_tokenizer(1)
-    task = KeyValue(num_keys=50, evaluation_examples=20, operators="+-*", also_worked=True)
+    task = KeyValue(num_keys=50, evaluation_examples=20, operators="+-*", also="worked")
     for evaluation_set in task.evaluation_sets():
         for example in evaluation_set.examples:
             text = example.prompt + example.target

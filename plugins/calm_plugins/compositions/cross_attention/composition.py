@@ -13,8 +13,14 @@ Where this differs from the paper, which leaves all of it open:
 - W_O starts at zero, so that training starts from the unchanged anchor.
 - Rotary positions turn queries and keys (`positions="rotary"`). By content alone a small model
   cannot ask for the state at its own place; `positions="none"` is the literal formula.
+- `same_place` starts every head with a preference for the state at its own place: a learned vector
+  is added to queries and keys before they are turned. Off by default.
 - `normalize=True` puts an RMS norm on the anchor's states before W_Q and on the projected states
   before W_K and W_V; off by default.
+- `relative=True` multiplies what is added by the root mean square of the anchor's state, whose size
+  may grow a hundredfold through the layers, so that one learning rate suits all of them; off by
+  default.
+- `state_noise` disturbs the augmenting states in training; off by default.
 - No biases, except in f_proj: a bias on keys has no effect through the softmax.
 """
 
@@ -23,7 +29,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
@@ -43,9 +49,17 @@ class CrossAttention(HiddenStateComposition):
         augmenting_sees: `full`, or `prompt` for the paper's "as encoder" ablation.
         num_heads: Attention heads; null takes the anchor's own number. Must divide its width.
         positions: `rotary` (default) or `none` (the paper's formula as written).
+        rotary_base: Of the rotary positions; a small base tells near positions apart sharply.
+        same_place: How much more, in nats, a fresh query prefers a state at its own place to one
+            far away. Needs rotary positions.
         normalize: RMS-normalise anchor states before the queries and projected states before keys
             and values.
-        state_dropout: Share of the augmenting states' entries dropped in training.
+        relative: Scale what is added by the root mean square of the anchor's state.
+        state_noise: Gaussian noise on the augmenting states in training, as a share of their root
+            mean square.
+
+    Raises:
+        CalmError: If a setting is out of range.
     """
 
     def __init__(
@@ -55,16 +69,30 @@ class CrossAttention(HiddenStateComposition):
         augmenting_sees: Literal["full", "prompt"] = "full",
         num_heads: int | None = None,
         positions: Positions = "rotary",
+        rotary_base: float = 10_000.0,
+        same_place: float = 0.0,
         normalize: bool = False,
-        state_dropout: float = 0.0,
+        relative: bool = False,
+        state_noise: float = 0.0,
     ) -> None:
         super().__init__(connections, every, augmenting_sees)
-        if not 0.0 <= state_dropout < 1.0:
-            raise CalmError(f"state_dropout={state_dropout} must be at least 0 and below 1.")
+        for name, value in (("same_place", same_place), ("state_noise", state_noise)):
+            if value < 0:
+                raise CalmError(f"{name}={value} must not be negative.")
+        if rotary_base <= 1:
+            raise CalmError(f"rotary_base={rotary_base} must be above 1.")
+        if same_place and positions != "rotary":
+            raise CalmError(
+                f"same_place={same_place} needs positions=rotary: without positions no state has "
+                "a place."
+            )
         self.num_heads = num_heads
         self.positions: Positions = positions
+        self.rotary_base = rotary_base
+        self.same_place = same_place
         self.normalize = normalize
-        self.state_dropout = state_dropout
+        self.relative = relative
+        self.state_noise = state_noise
 
     @override
     def make_bridge(self, anchor: Backbone, augmenting: Backbone) -> Bridge:
@@ -73,8 +101,11 @@ class CrossAttention(HiddenStateComposition):
             augmenting.width,
             self.num_heads or anchor.num_heads,
             self.positions,
+            self.rotary_base,
+            self.same_place,
             self.normalize,
-            self.state_dropout,
+            self.relative,
+            self.state_noise,
         )
 
 
@@ -86,8 +117,11 @@ class CrossAttentionBridge(Bridge):
         augmenting_width: D_A.
         num_heads: N_H. Must divide `anchor_width`.
         positions: `rotary` or `none`.
-        normalize: See `CrossAttention`.
-        state_dropout: See `CrossAttention`.
+        rotary_base: See `CrossAttention`, as for all that follow.
+        same_place: In nats.
+        normalize: Whether to normalise.
+        relative: Whether to scale.
+        state_noise: A share.
 
     Raises:
         CalmError: If the heads do not divide the width.
@@ -99,8 +133,11 @@ class CrossAttentionBridge(Bridge):
         augmenting_width: int,
         num_heads: int,
         positions: Positions = "rotary",
+        rotary_base: float = 10_000.0,
+        same_place: float = 0.0,
         normalize: bool = False,
-        state_dropout: float = 0.0,
+        relative: bool = False,
+        state_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or anchor_width % num_heads:
@@ -116,7 +153,9 @@ class CrossAttentionBridge(Bridge):
             )
         self.num_heads = num_heads
         self.rotary = positions == "rotary"
-        self.state_dropout = state_dropout
+        self.rotary_base = rotary_base
+        self.relative = relative
+        self.state_noise = state_noise
         self.project = nn.Linear(augmenting_width, anchor_width)
         self.query = nn.Linear(anchor_width, anchor_width, bias=False)
         self.key = nn.Linear(anchor_width, anchor_width, bias=False)
@@ -125,6 +164,11 @@ class CrossAttentionBridge(Bridge):
         self.query_norm = nn.RMSNorm(anchor_width) if normalize else nn.Identity()
         self.state_norm = nn.RMSNorm(anchor_width) if normalize else nn.Identity()
         nn.init.zeros_(self.out.weight)
+        self.query_place = self.key_place = None
+        if same_place:
+            start = _place(anchor_width // num_heads, same_place)
+            self.query_place = nn.Parameter(start.repeat(num_heads, 1, 1))
+            self.key_place = nn.Parameter(start.repeat(num_heads, 1, 1))
 
     @override
     def remember(
@@ -132,11 +176,16 @@ class CrossAttentionBridge(Bridge):
         augmenting_states: Float[Tensor, "batch augmenting_seq augmenting_width"],
         positions: Int[Tensor, "batch augmenting_seq"],
     ) -> Memory:
-        states = dropout(augmenting_states, self.state_dropout, self.training)
+        states = augmenting_states
+        if self.training and self.state_noise:
+            noise = self.state_noise * torch.randn_like(states)
+            states = states + noise * root_mean_square(states)
         projected = self.state_norm(self.project(states))
         key = self._split_heads(self.key(projected))
+        if self.key_place is not None:
+            key = key + self.key_place
         if self.rotary:
-            key = rotate(key, positions)
+            key = rotate(key, positions, self.rotary_base)
         return key, self._split_heads(self.value(projected))
 
     @override
@@ -149,10 +198,13 @@ class CrossAttentionBridge(Bridge):
     ) -> Float[Tensor, "batch anchor_seq anchor_width"]:
         key, value = memory
         query = self._split_heads(self.query(self.query_norm(anchor_states)))
+        if self.query_place is not None:
+            query = query + self.query_place
         if self.rotary:
-            query = rotate(query, positions)
+            query = rotate(query, positions, self.rotary_base)
         read = scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
-        return self.out(read.transpose(1, 2).flatten(2))
+        added = self.out(read.transpose(1, 2).flatten(2))
+        return added * root_mean_square(anchor_states) if self.relative else added
 
     def _split_heads(
         self, x: Float[Tensor, "batch seq width"]
@@ -175,3 +227,23 @@ def rotate(
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def root_mean_square(
+    states: Float[Tensor, "batch seq width"],
+) -> Float[Tensor, "batch seq 1"]:
+    """The size of each state, without gradient."""
+    return states.detach().pow(2).mean(-1, keepdim=True).sqrt()
+
+
+def _place(head_width: int, nats: float) -> Float[Tensor, "1 head_width"]:
+    """A vector whose product with itself, scaled as in attention, is `nats`.
+
+    It lies in the faster half of the rotary pairs, so that the product falls off within a few
+    positions when one of the two is turned further.
+    """
+    half = head_width // 2
+    fast = torch.zeros(1, half)
+    fast[:, : max(1, half // 2)] = 1.0
+    vector = torch.cat([fast, fast], dim=-1)
+    return vector * (nats * head_width**0.5 / vector.sum()) ** 0.5

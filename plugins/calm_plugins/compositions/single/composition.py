@@ -7,9 +7,10 @@ of further training, and with `weights: random` the way to make a small backbone
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
@@ -23,6 +24,9 @@ class Single(Composition):
     Args:
         use: `anchor`, or the number of an augmenting model counted from 0.
         train: Train every weight of it. Otherwise nothing is trained.
+        state_noise: Gaussian noise on the last layer's output while training, as a share of its
+            root mean square. A model that must answer through the noise gives its last state to
+            what it says rather than to how it found it, and a bridge reads such a state far better.
         save_dtype: Of the saved weights; null is that of training.
     """
 
@@ -36,10 +40,12 @@ class Single(Composition):
         self,
         use: Literal["anchor"] | int = "anchor",
         train: bool = False,
+        state_noise: float = 0.0,
         save_dtype: Literal["float16", "bfloat16"] | None = None,
     ) -> None:
         self.use = use
         self.train = train
+        self.state_noise = state_noise
         self.save_dtype = save_dtype
         if train:
             trained = "the model itself is trained"
@@ -69,5 +75,15 @@ class Single(Composition):
                 chosen.tokenizer.save_pretrained(folder)
 
         if self.train:
+            if self.state_noise:
+                chosen.layers[-1].register_forward_hook(self._add_noise)
             return PlainModel(chosen, save, without_adapter=None)
         return PlainModel(chosen, save)
+
+    def _add_noise(self, layer: nn.Module, args: Any, output: Any) -> Any:
+        if not layer.training:
+            return None
+        state = output if isinstance(output, Tensor) else output[0]
+        scale = state.detach().pow(2).mean(-1, keepdim=True).sqrt()
+        noisy = state + self.state_noise * scale * torch.randn_like(state)
+        return noisy if isinstance(output, Tensor) else (noisy, *output[1:])

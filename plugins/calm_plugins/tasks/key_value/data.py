@@ -70,7 +70,8 @@ class KeyValue(Task):
         answer: What is asked: `direct` is the number alone (`10+22=` → `32`), `worked` is the
             expression in numbers and then the number (`10+22?` → `10+22=32`), of which only what
             follows the last `=` is scored.
-        also_worked: Adds the same questions in the worked style, as sets with the prefix `worked_`.
+        also: Adds the same questions in the other style, as sets with its name before theirs:
+            `worked_kv_math_unseen_keys`, say.
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
             num_math, num_math_worked, kv_worked_subs, num_math_after_keys) and their weights, which
             need not add up to 1. `kv_math/1` is kv_math with exactly one operand; without a number
@@ -107,7 +108,7 @@ class KeyValue(Task):
         share_in_dc: float = 0.2,
         table_seed: int = 0,
         answer: Answer = "direct",
-        also_worked: bool = False,
+        also: Answer | None = None,
         mixture: dict[str, float] | None = None,
         keys: Literal["held_in", "all"] = "held_in",
         bracketed_numbers: float = 0.0,
@@ -133,13 +134,15 @@ class KeyValue(Task):
         ):
             if count < 1:
                 raise CalmError(f"{name} must be at least 1: got {count}.")
-        if also_worked and answer == "worked":
+        if also is not None:
+            _check_choice("also", also, ("direct", "worked"))
+        if also == answer:
             raise CalmError(
-                "also_worked=True adds worked sets beside direct ones, but answer='worked' makes "
-                "all sets worked already. Set answer to 'direct', or also_worked to false."
+                f"also={also!r} adds the sets of the other style, but answer is {answer!r} too. "
+                "Set also to the other one of direct and worked, or to null."
             )
         self.answer = answer
-        self.also_worked = also_worked
+        self.also: Answer | None = also
         self.keys = keys
         self.bracketed_numbers = bracketed_numbers
         self.junk_letters = junk_letters
@@ -193,8 +196,8 @@ class KeyValue(Task):
         subs = [_ask(e, "subs", self.table) for e in kv_math["kv_math_unseen_keys"]]
         sets = [_evaluation_set("kv_subs", subs)]
         styles: list[tuple[str, Answer]] = [("", self.answer)]
-        if self.also_worked:
-            styles.append(("worked_", "worked"))
+        if self.also is not None:
+            styles.append((f"{self.also}_", self.also))
         for prefix, style in styles:
             for name, expressions in {"num_math": num_math, **kv_math}.items():
                 examples = [_ask(e, style, self.table) for e in expressions]
@@ -220,7 +223,8 @@ class KeyValue(Task):
         return list(found.values())
 
     def _default_mixture(self) -> dict[str, float]:
-        styles = ["", "_worked"] if self.also_worked else ["_worked" * (self.answer == "worked")]
+        asked = {self.answer, self.also} - {None}
+        styles = [style for style, name in (("", "direct"), ("_worked", "worked")) if name in asked]
         mixture = {"kv_subs": 0.2}
         for style in styles:
             mixture[f"kv_math{style}/1"] = 0.2 / len(styles)
