@@ -8,11 +8,12 @@ calm plugins                           what is installed
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from calm_lightning.contracts import CalmError
 from calm_lightning.discovery import load_plugins
@@ -65,27 +66,43 @@ def main(args: Sequence[str] | None = None) -> None:
             raise CalmError(
                 f"There is no command {arguments[0]!r}.{hint} Commands: {', '.join(commands)}."
             )
-    except CalmError as error:
+    except (CalmError, MisconfigurationException, OSError) as error:
         if os.environ.get("CALM_TRACEBACK"):
             raise
         print(f"calm: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("calm: stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _with_run(arguments: list[str]) -> list[str]:
     """`test --run FOLDER` stands for the config and the last checkpoint in that folder."""
-    joined = " ".join(arguments)
-    match = re.search(r"--run[= ](\S+)", joined)
-    if arguments[0] == "fit" or match is None or re.search(r"(--config|-c)[= ]", joined):
+    run = _value(arguments, "--run")
+    if arguments[0] == "fit" or run is None or _value(arguments, "--config", "-c") is not None:
         return arguments
-    folder = Path(match.group(1))
+    folder = Path(run)
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     if not config.is_file():
         raise CalmError(f"{str(folder)!r} is not the folder of a run: it has no config.yaml.")
     extra = ["--config", str(config)]
-    if "--ckpt_path" not in joined and checkpoint.is_file():
+    if _value(arguments, "--ckpt_path") is None:
+        if not checkpoint.is_file():
+            raise CalmError(
+                f"{str(folder)!r} has no checkpoints/last.ckpt: its training did not come so far. "
+                "Name another checkpoint with --ckpt_path, or null to take the untrained model."
+            )
         extra += ["--ckpt_path", str(checkpoint)]
     return [arguments[0], *extra, *arguments[1:]]
+
+
+def _value(arguments: list[str], *options: str) -> str | None:
+    """What follows the first of these options; None if it is not among the arguments."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            return value if equals else following
+    return None
 
 
 def _plugins(arguments: Sequence[str]) -> None:

@@ -222,6 +222,11 @@ def compare(
     """
     from calm_lightning.report import Progress, write_report
 
+    if multiprocessing.parent_process() is not None:
+        raise CalmError(
+            "compare() was called again in one of its own worker processes: the script that calls "
+            'it needs `if __name__ == "__main__":` around the call.'
+        )
     comparison = read_comparison(Path(config))
     folder = Path(out) if out else Path("runs") / comparison.name
     jobs = [

@@ -26,6 +26,8 @@ from calm_lightning.contracts import (
 
 Schedule = Literal["cosine", "linear", "constant"]
 
+_UNCHANGED = "The weights were not changed by this step."
+
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
     """AdamW with the settings that served small compositions."""
@@ -72,6 +74,9 @@ class CalmModule(L.LightningModule):
         final_share: Share of the learning rate that is left at the end of the schedule.
         ask_with: Name of another way to ask, where the examples have one
             (`Example.meta["prompt/<name>"]`); sets without it are not evaluated.
+
+    Raises:
+        CalmError: If a setting is out of range.
     """
 
     def __init__(
@@ -86,6 +91,10 @@ class CalmModule(L.LightningModule):
         ask_with: str | None = None,
     ) -> None:
         super().__init__()
+        if warmup_steps < 0:
+            raise CalmError(f"warmup_steps={warmup_steps} must not be negative.")
+        if not 0 <= final_share <= 1:
+            raise CalmError(f"final_share={final_share} is a share between 0 and 1.")
         self.anchor_source = anchor
         self.augmenting_sources = list(augmenting)
         self.composition = composition
@@ -161,35 +170,47 @@ class CalmModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss: Tensor = self.language_model(**batch.inputs).loss
         if not torch.isfinite(loss):
-            raise CalmError(self._stopped("the loss", float(loss)))
+            raise CalmError(self._stopped(f"the loss is {float(loss)}. {_UNCHANGED}"))
         self.log("train/loss_nats", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # in 16-mixed the scaler skips such steps by itself
         gradients = [p.grad for _, p in self.language_model.trainable_parameters()]
         norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
         if not torch.isfinite(norm):  # before the step, so that no weight is spoilt
-            raise CalmError(self._stopped("the gradient's norm", float(norm)))
+            raise CalmError(self._stopped(f"the gradient's norm is {norm:g}. {_UNCHANGED}"))
         self.log("train/gradient_norm", norm)
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.trainer.datamodule.consumed_batches += 1  # type: ignore[attr-defined]
 
-    def _stopped(self, what: str, value: float) -> str:
-        checkpoint = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
-            self.trainer.checkpoint_callback, "best_model_path", ""
-        )
+    @override
+    def on_train_end(self) -> None:
+        self._refuse_spoilt()
+
+    def _refuse_spoilt(self) -> None:
+        """Stop before weights that are no numbers are written in place of good ones."""
+        for name, weight in self.language_model.trainable_parameters():
+            if not torch.isfinite(weight).all():
+                raise CalmError(self._stopped(f"the weights of {name} are not finite any more."))
+
+    def _stopped(self, why: str) -> str:
+        callback = self.trainer.checkpoint_callback
+        paths = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
+        existing = [path for path in paths if path and Path(path).exists()]
         kept = (
-            f"The last good checkpoint is {checkpoint}."
-            if checkpoint and Path(checkpoint).exists()
+            f"The last good checkpoint is {existing[0]}."
+            if existing
             else "No checkpoint had been written yet."
         )
         return (
-            f"Training stopped at step {self.global_step}: {what} is {value}. The weights were not "
-            f"changed by this step. {kept} A lower learning rate, a longer warm-up "
-            "(model.warmup_steps) or gradient clipping (trainer.gradient_clip_val) usually helps."
+            f"Training stopped at step {self.global_step}: {why} {kept} A lower learning rate, a "
+            "longer warm-up (model.warmup_steps) or gradient clipping (trainer.gradient_clip_val) "
+            "usually helps."
         )
 
     # ------------------------------------------------------------------ evaluation
@@ -208,12 +229,14 @@ class CalmModule(L.LightningModule):
     def predict_step(
         self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0
     ) -> list[str]:
+        if not self._can_ask(batch):
+            return []
         return self.answer(batch, self.evaluation_sets[dataloader_idx])
 
     def answer(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
         """What the model says to each example, greedily."""
         return self.language_model.generate_text(
-            [self._prompt(e) for e in examples],
+            [self.prompt_of(e) for e in examples],
             stop=kind.stop,
             max_new_tokens=kind.max_new_tokens,
             do_sample=False,
@@ -226,7 +249,7 @@ class CalmModule(L.LightningModule):
         if kind.name in self.scorers:
             cast(Scorer, self.scorers[kind.name]).update(self.answer(examples, kind), examples)
         inputs = self.language_model.encode(
-            [self._prompt(e) for e in examples],
+            [self.prompt_of(e) for e in examples],
             [e.target for e in examples],
             ends=[e.ends for e in examples],
         )
@@ -253,10 +276,12 @@ class CalmModule(L.LightningModule):
                 if metric.update_count == 0:
                     continue
                 scores |= metric.compute()
-                metric.reset()
+                with torch.inference_mode(False):  # or its fresh state could not be changed in a fit
+                    metric.reset()
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
 
-    def _prompt(self, example: Example) -> str:
+    def prompt_of(self, example: Example) -> str:
+        """What the model is asked for an example."""
         if self.ask_with is None:
             return example.prompt
         return str(example.meta[f"prompt/{self.ask_with}"])
@@ -268,6 +293,7 @@ class CalmModule(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_spoilt()
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}

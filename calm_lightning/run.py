@@ -18,9 +18,10 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from calm_lightning.callbacks import NothingFrozenMoved, SaveModel
+from calm_lightning.callbacks import NothingFrozenMoved, SaveModel, WriteAnswers
 from calm_lightning.contracts import CalmError, Composition, Scorer, Task
 from calm_lightning.discovery import implementations, load_plugins
 from calm_lightning.module import CalmModule
@@ -37,10 +38,7 @@ class CalmParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message + _hint(message), ex)
-        print(f"calm: {message}{_hint(message)}", file=sys.stderr)
-        raise SystemExit(2)
+        raise CalmError(_plain(message) + _hint(message)) from ex
 
 
 class CalmCLI(LightningCLI):
@@ -56,6 +54,8 @@ class CalmCLI(LightningCLI):
             save_config_callback=SaveConfigCallback if run else None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            # Tasks share their examples out among processes themselves.
+            trainer_defaults={"use_distributed_sampler": False},
             args=args,
             run=run,
             **kwargs,
@@ -87,18 +87,40 @@ class CalmCLI(LightningCLI):
         )
 
     @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, CalmError):
+                cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what it meets
+            raise (cause or CalmError(_plain(str(error)))) from error
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        config = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
+        path = config.get("ckpt_path")
+        if path and path not in ("best", "last", "hpc") and "://" not in path:
+            _check_checkpoint(path)
+        super()._parse_ckpt_path()
+
+    @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand] if self.subcommand else self.config
-        if config.threads:
+        if config.threads is not None:
+            if config.threads < 1:
+                raise CalmError(f"threads={config.threads} must be at least 1.")
             torch.set_num_threads(config.threads)
         torch.set_float32_matmul_precision(config.matmul_precision)
         if not self.subcommand or config.trainer.fast_dev_run:
             return
-        if "verbose" in config:
+        if self.subcommand in ("validate", "test"):
             config.verbose = False  # Lightning's table is a screen per set; ours follows
         folder = Path(config.run) if config.run else _fresh_folder(config)
+        if folder.exists() and not folder.is_dir():
+            raise CalmError(f"--run {folder}: that is a file; name a folder.")
         if self.subcommand == "fit":
-            _refuse_finished(folder)
+            _refuse_used(folder, config.ckpt_path)
         config.run = str(folder)
         config.trainer.default_root_dir = str(folder)
 
@@ -106,13 +128,17 @@ class CalmCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.config.subcommand] if self.subcommand else self.config
         extra: list[Any] = [NothingFrozenMoved()]
+        if self.subcommand and self.subcommand != "fit":  # config.yaml stays that of the fit
+            self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         if self.subcommand and config.run:
             folder = config.run
             if self.subcommand == "fit":
-                extra += [
-                    SaveModel(os.path.join(folder, "model")),
-                    ModelCheckpoint(os.path.join(folder, "checkpoints"), save_last=True),
-                ]
+                extra.append(SaveModel(os.path.join(folder, "model")))
+                if config.trainer.enable_checkpointing is not False:
+                    checkpoints = os.path.join(folder, "checkpoints")
+                    extra.append(ModelCheckpoint(checkpoints, save_last=True))
+            if self.subcommand == "predict":
+                extra.append(WriteAnswers(folder))
             if config.trainer.logger in (None, True):
                 kwargs["logger"] = TensorBoardLogger(
                     folder, name="", version="", default_hp_metric=False
@@ -123,7 +149,10 @@ class CalmCLI(LightningCLI):
         ):
             extra = [c for c in extra if not isinstance(c, ModelCheckpoint)]
         kwargs["callbacks"] = [*kwargs.get("callbacks", []), *extra]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise CalmError(f"trainer: {error}") from error
 
     def after_test(self) -> None:
         """Print the scores of every evaluation set."""
@@ -132,6 +161,12 @@ class CalmCLI(LightningCLI):
     def after_validate(self) -> None:
         """The same for `calm validate`."""
         self._print_scores("val")
+
+    def after_predict(self) -> None:
+        """Say where the answers are."""
+        run = self.config[self.config.subcommand].run
+        if run and self.trainer.is_global_zero:
+            print(f"Written: {run}/predictions.jsonl")
 
     def _print_scores(self, stage: str) -> None:
         from calm_lightning.report import print_scores
@@ -177,26 +212,54 @@ def _fresh_folder(config: Any) -> Path:
     return folder
 
 
-def _refuse_finished(folder: Path) -> None:
+def _check_checkpoint(path: str) -> None:
+    if not Path(path).exists():
+        raise CalmError(f"There is no checkpoint {path!r}. Those of a run are in its checkpoints/.")
+    if Path(path).is_dir():
+        return  # of a distributed strategy; Lightning checks it
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint["state_dict"]
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0]
+        raise CalmError(
+            f"{path!r} is damaged, or is no checkpoint of `calm fit`: {reason}"
+        ) from None
+
+
+def _refuse_used(folder: Path, checkpoint: str | None) -> None:
     if (folder / "model").exists():
         raise CalmError(
             f"{folder} already holds a trained model. Name another folder with --run, or move "
             "that one away; nothing was changed."
         )
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists() and not checkpoint:
+        raise CalmError(
+            f"{folder} holds a run that did not finish. Go on with it by --ckpt_path {last}, name "
+            "another folder with --run, or move that one away; nothing was changed."
+        )
+
+
+def _plain(message: str) -> str:
+    """A message of jsonargparse without the names of Python's types."""
+    noise = ("Subtypes:", "Given value type:", "Given value: N", "- Expected a <class 'None")
+    lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
+    text = "\n".join(lines).replace("typing.Literal", "one of ")
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 
 def _hint(message: str) -> str:
+    if "import path" not in message and "subclass" not in message:
+        return ""
     known = sorted({name for kind in (Composition, Task, Scorer) for name in implementations(kind)})
-    words = re.findall(r"[A-Za-z_][A-Za-z0-9_]*", message)
-    near = [m for w in words if w not in known for m in get_close_matches(w, known, 1, 0.75)]
+    words = [w.rpartition(".")[2] for w in re.findall(r"import path string: (\S+)", message)]
+    near = [m for word in words for m in get_close_matches(word, known, 1, 0.6)]
     failed = [f"{p.name} ({p.error})" for p in load_plugins() if p.error]
-    lines = []
-    if near:
-        lines.append(f"Did you mean {near[0]}?")
-    if near or "import path" in message or "subclass" in message:
-        lines.append(f"Installed: {', '.join(known)}.")
-        if failed:
-            lines.append(f"Left out because they could not be imported: {'; '.join(failed)}.")
+    lines = [f"Did you mean {near[0]}?"] if near else []
+    lines.append(f"Installed: {', '.join(known)}.")
+    if failed:
+        lines.append(f"Left out because they could not be imported: {'; '.join(failed)}.")
     return "".join(f"\n{line}" for line in lines)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
+from calm_lightning.contracts.errors import CalmError
 from calm_lightning.contracts.scorer import Scorer
 
 
@@ -129,6 +130,9 @@ class Task(L.LightningDataModule, ABC):
         num_workers: Processes that prepare training batches.
         group_by_length: Fill a few batches at a time with examples of like length, so that little
             is padded.
+
+    Raises:
+        CalmError: If one of these is out of range.
     """
 
     generated: bool = False
@@ -144,6 +148,14 @@ class Task(L.LightningDataModule, ABC):
         group_by_length: bool = True,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("validation_examples", validation_examples, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise CalmError(f"{name} must be at least {least}: got {value}.")
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
         self.validation_examples = validation_examples
@@ -211,7 +223,8 @@ class Task(L.LightningDataModule, ABC):
         # Each process answers its own share and no example twice; metrics add up exactly.
         rank, world_size = self._process()
         share = list(examples)[rank::world_size]
-        return DataLoader(share, self.evaluation_batch_size, collate_fn=list)  # type: ignore[arg-type]
+        # Named, because Lightning builds loaders again by name.
+        return DataLoader(share, batch_size=self.evaluation_batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer

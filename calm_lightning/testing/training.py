@@ -28,9 +28,12 @@ from calm_lightning.testing.reading import train, uniform_batches
 
 USED_VOCAB = 11
 USED_STEPS = 30
+USED_ROUNDS = 5
+"""Training goes on for so many rounds of so many steps, and stops when the states are in use."""
+
 USED_MARGIN = 0.05
-"""In nats. An unused model changes nothing at all; a used one loses some tenths in the steps given
-here, in the worst wiring tried (from an early layer to the anchor's first)."""
+"""In nats. Where the states are not read nothing changes at all; where they are, the loss rises by
+whole nats in the end."""
 
 
 def check_starts_as_anchor(case: Case) -> None:
@@ -166,14 +169,17 @@ def check_augmenting_used(case: Case) -> None:
         "model is used. Provide it, or say in `exempt` why there is nothing to disturb."
     )
     batches = _answers(model)
-    train(model, batches, USED_STEPS, learning_rate=1e-2)
-    report = augmenting_report(model, next(batches))
-    for disturbance in ("shuffled", "zeroed"):
-        assert report[disturbance] > report["as_is"] + USED_MARGIN, (
-            "Trained to say what the augmenting model would say next, the loss is "
-            f"{report['as_is']:.3f} nats, and with its states {disturbance} "
-            f"{report[disturbance]:.3f}: they are hardly used."
-        )
+    for _ in range(USED_ROUNDS):
+        train(model, batches, USED_STEPS, learning_rate=1e-2)
+        report = augmenting_report(model, next(batches))
+        if min(report["shuffled"], report["zeroed"]) > report["as_is"] + USED_MARGIN:
+            return
+    raise AssertionError(
+        f"Trained for {USED_ROUNDS * USED_STEPS} steps to say what the augmenting model would say "
+        f"next, the loss is {report['as_is']:.3f} nats; with its states shuffled across rows it is "
+        f"{report['shuffled']:.3f}, with zeros in their place {report['zeroed']:.3f}. They are "
+        "hardly used: does a bridge read what it is given?"
+    )
 
 
 def augmenting_report(model: LanguageModel, batch: dict[str, Tensor]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,16 +17,21 @@ from calm_plugins.compositions.single import Single
 SETTINGS = {"LoRA": {"rank": 2}}
 """Of compositions that cannot be built without."""
 
-VARIANTS = {
-    "Every2": CrossAttention(every=2),
-    "LiteralFormula": CrossAttention(positions="none", num_heads=2),
-    "Normalized": CrossAttention(normalize=True, relative=True, same_place=8.0, state_noise=0.1),
-    "Encoder": CrossAttention(augmenting_sees="prompt"),
-    "TwoBridgesOnOneLayer": CrossAttention(connections=[(0, 1), (1, 1), (1, 2), (1, 0)]),
-    "TrainedWhole": Single(train=True),
-    "AugmentingAlone": Single(use=0),
-    "MatchedLoRA": LoRA(match=CrossAttention(), dropout=0.1),
+VARIANTS: dict[str, tuple[Composition, int]] = {
+    "Every2": (CrossAttention(every=2), 2),
+    "LiteralFormula": (CrossAttention(positions="none", num_heads=2), 1),
+    "AllOptions": (
+        CrossAttention(normalize=True, relative=True, same_place=2.0, state_noise=0.1),
+        1,
+    ),
+    "Encoder": (CrossAttention(augmenting_sees="prompt"), 2),
+    "TwoBridgesOnOneLayer": (CrossAttention(connections=[(0, 1), (1, 1), (1, 2), (1, 0)]), 1),
+    "AListForEach": (CrossAttention(connections=[[(1, 0), (3, 2)], [(0, 1)]]), 2),
+    "TrainedWhole": (Single(train=True), 1),
+    "AugmentingAlone": (Single(use=0), 1),
+    "MatchedLoRA": (LoRA(match=CrossAttention(), dropout=0.1), 1),
 }
+"""Each on one family, with so many augmenting models."""
 
 
 def installed() -> list[type[Composition]]:
@@ -35,29 +41,23 @@ def installed() -> list[type[Composition]]:
     return [cls for p in plugins for cls in p.classes if issubclass(cls, Composition)]
 
 
-def suite(composition: Composition, families: tuple[str, ...] = FAMILIES) -> type:
-    reads_augmenting = "augmenting_used" not in composition.exempt
-    return type(
-        "Suite",
-        (ConformanceSuite,),
-        {
-            "composition": composition,
-            "families": families,
-            "numbers_of_augmenting": (1, 2) if reads_augmenting else (1,),
-        },
-    )
+def suite(composition: Composition, families: Sequence[str], numbers: Sequence[int]) -> type:
+    settings = {
+        "composition": composition,
+        "families": families,
+        "numbers_of_augmenting": numbers,
+    }
+    return type("Suite", (ConformanceSuite,), settings)
 
 
 for _cls in installed():
-    globals()[f"Test{_cls.__name__}"] = suite(_cls(**SETTINGS.get(_cls.__name__, {})))
-for _name, _variant in VARIANTS.items():
-    globals()[f"Test{_name}"] = suite(_variant, ("llama",))
-
-
-class TestTwoListsOfConnections(ConformanceSuite):
-    composition = CrossAttention(connections=[[(1, 0), (3, 2)], [(0, 1)]])
-    families = ("llama",)
-    numbers_of_augmenting = (2,)
+    _composition = _cls(**SETTINGS.get(_cls.__name__, {}))
+    _reads_augmenting = "augmenting_used" not in _composition.exempt
+    globals()[f"Test{_cls.__name__}"] = suite(
+        _composition, FAMILIES, (1, 2) if _reads_augmenting else (1,)
+    )
+for _name, (_variant, _number) in VARIANTS.items():
+    globals()[f"Test{_name}"] = suite(_variant, ("llama",), (_number,))
 
 
 def test_every_plugin_can_be_imported() -> None:
