@@ -212,7 +212,8 @@ class Backbone:
 
         Args:
             exact: Hash the weights as they are in memory. Otherwise each is rounded to bfloat16
-                first, so that one checkpoint has one fingerprint whichever dtype it is loaded in.
+                first, so that one checkpoint has one fingerprint in whichever dtype it is loaded
+                (except float16, which rounds in other places).
         """
         digest = hashlib.sha256()
         for name, weight in sorted(self.weights().items()):

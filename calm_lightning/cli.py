@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -113,6 +114,7 @@ def _plugins(arguments: Sequence[str]) -> None:
 
 
 def _generate(arguments: Sequence[str]) -> None:
+    from calm_lightning.backbone import DType
     from calm_lightning.generate import generate
 
     parser = _parser("generate", "Print a trained model's continuation of every prompt.")
@@ -133,7 +135,12 @@ def _generate(arguments: Sequence[str]) -> None:
     )
     add("--anchor", help="where the anchor is now, if it moved")
     add("--augmenting", action="append", help="where the augmenting models are now, in order")
-    add("--dtype", default="float32", help="of the backbones' weights (default: float32)")
+    add(
+        "--dtype",
+        choices=get_args(DType),
+        default="float32",
+        help="of the backbones' weights (default: float32)",
+    )
     generate(**vars(parser.parse_args(arguments)))
 
 

@@ -28,6 +28,7 @@ from calm_lightning.contracts import CalmError
 BUDGET = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches")
 _FIELDS = {
     "name", "about", "base", "rows", "seeds", "columns", "paper", "samples", "threads", "workers",
+    "extends", "only",
 }  # fmt: skip
 _ROW_FIELDS = {"name", "label", "train", "config", "own_budget"}
 
@@ -123,15 +124,16 @@ class Job:
 def read_comparison(file: Path) -> Comparison:
     """Read a comparison's YAML file.
 
+    `extends` names another comparison, relative to this file, whose entries hold where this one has
+    none; `only` keeps the rows of these names.
+
     Raises:
         CalmError: If the file is missing, is not YAML, or says something that has no meaning.
     """
-    try:
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CalmError(f"There is no file {str(file)!r}. Expected a comparison in YAML.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CalmError(f"{file} cannot be read as YAML: {error}") from None
+    said = _read_yaml(file)
+    if isinstance(said, dict) and "extends" in said:
+        parent = _read_yaml(file.parent / str(said["extends"]))
+        said = {**(parent if isinstance(parent, dict) else {}), **said}
     if not isinstance(said, dict) or not isinstance(said.get("rows"), list) or not said["rows"]:
         raise CalmError(f"{file}: expected a mapping with `base` and a list `rows`.")
     _only(said, _FIELDS, str(file))
@@ -140,6 +142,10 @@ def read_comparison(file: Path) -> Comparison:
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
         raise CalmError(f"{file}: two rows have one name: {sorted(names)}.")
+    only = said.get("only") or names
+    if strange := sorted(set(only) - set(names)):
+        raise CalmError(f"{file}: `only` names rows that there are not: {strange}; rows: {names}.")
+    rows = [row for row in rows if row.name in only]
     seeds = said.get("seeds", [0])
     if not seeds or not all(isinstance(seed, int) for seed in seeds):
         raise CalmError(f"{file}: seeds must be a list of whole numbers, not {seeds!r}.")
@@ -154,6 +160,15 @@ def read_comparison(file: Path) -> Comparison:
         threads=int(said.get("threads", 1)),
         workers=int(said.get("workers", 0)),
     )
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CalmError(f"There is no file {str(file)!r}. Expected a comparison in YAML.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CalmError(f"{file} cannot be read as YAML: {error}") from None
 
 
 def _read_row(said: Any, base: Mapping[str, Any], where: str) -> Row:

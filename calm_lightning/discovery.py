@@ -94,15 +94,7 @@ def load_plugins() -> tuple[Plugin, ...]:
 
 def implementations(contract: type[Contract]) -> dict[str, type[Contract]]:
     """Every imported, non-abstract class that keeps a contract, by its short name."""
-    load_plugins()
-    found: dict[str, type[Contract]] = {}
-    queue = [contract]
-    while queue:
-        for child in queue.pop().__subclasses__():
-            queue.append(child)
-            if not inspect.isabstract(child) and "<locals>" not in child.__qualname__:
-                found[child.__name__] = child
-    return dict(sorted(found.items()))
+    return {cls.__name__: cls for cls in sorted(_subclasses(contract), key=lambda c: c.__name__)}
 
 
 def find(contract: type[Contract], name: str) -> type[Contract]:
@@ -110,18 +102,44 @@ def find(contract: type[Contract], name: str) -> type[Contract]:
 
     Args:
         contract: `Composition`, `Task` or `Scorer`.
-        name: Its short name, or its full dotted path.
+        name: Its short name, or its full dotted path. A class that has moved since, inside its own
+            package, is found too.
 
     Raises:
-        CalmError: If there is none, with the nearest names.
+        CalmError: If there is none, with the nearest names; or several, with their paths.
     """
-    known = implementations(contract)
-    for short, cls in known.items():
-        if name in (short, f"{cls.__module__}.{cls.__qualname__}") or (
-            "." in name and name.rpartition(".")[2] == short
-        ):
-            return cls
-    raise CalmError(unknown(contract.__name__.lower(), name, list(known)))
+    classes = {_path(cls): cls for cls in _subclasses(contract)}
+    if name in classes:
+        return classes[name]
+    package, _, _ = name.rpartition(".")[0].partition(".")
+    short = name.rpartition(".")[2]
+    found = [
+        path
+        for path, cls in classes.items()
+        if cls.__name__ == short and (not package or path.partition(".")[0] == package)
+    ]
+    if len(found) > 1:
+        raise CalmError(f"{short} is the name of {' and of '.join(found)}. Give the whole path.")
+    if not found:
+        known = sorted({cls.__name__ for cls in classes.values()})
+        raise CalmError(unknown(contract.__name__.lower(), name, known))
+    return classes[found[0]]
+
+
+def _subclasses(contract: type[Contract]) -> list[type[Contract]]:
+    load_plugins()
+    found: dict[type[Contract], None] = {}
+    queue = [contract]
+    while queue:
+        for child in queue.pop().__subclasses__():
+            queue.append(child)
+            if not inspect.isabstract(child) and "<locals>" not in child.__qualname__:
+                found[child] = None
+    return list(found)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:

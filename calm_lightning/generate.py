@@ -43,12 +43,23 @@ def generate(
         anchor: Where the anchor is now, if it moved.
         augmenting: Where the augmenting models are now, if they moved.
         dtype: Of the backbones' weights.
+
+    Raises:
+        CalmError: If nothing is asked, an option is out of range, or the model cannot be opened.
     """
     import torch
 
     prompts = [*(prompt or []), *_lines(file)]
     if not prompts:
         raise CalmError('Nothing was asked. Give --prompt "TEXT", or --file with a prompt a line.')
+    for name, value, least in (("max-new-tokens", max_new_tokens, 1), ("num-beams", num_beams, 1)):
+        if value < least:
+            raise CalmError(f"--{name} must be at least {least}: got {value}.")
+    if temperature <= 0:
+        raise CalmError(
+            f"--temperature must be above 0: got {temperature}. Without --sample "
+            "the likeliest token is taken."
+        )
     composed = open_model(model, anchor, augmenting, dtype)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

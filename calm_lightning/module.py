@@ -170,7 +170,7 @@ class CalmModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss: Tensor = self.language_model(**batch.inputs).loss
         if not torch.isfinite(loss):
-            raise CalmError(self._stopped(f"the loss is {float(loss)}. {_UNCHANGED}"))
+            raise CalmError(self._stopped(f"the loss is {loss.item()}. {_UNCHANGED}"))
         self.log("train/loss_nats", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -276,7 +276,9 @@ class CalmModule(L.LightningModule):
                 if metric.update_count == 0:
                     continue
                 scores |= metric.compute()
-                with torch.inference_mode(False):  # or its fresh state could not be changed in a fit
+                with torch.inference_mode(
+                    False
+                ):  # or its fresh state could not be changed in a fit
                     metric.reset()
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
 

@@ -112,6 +112,8 @@ class CalmCLI(LightningCLI):
                 raise CalmError(f"threads={config.threads} must be at least 1.")
             torch.set_num_threads(config.threads)
         torch.set_float32_matmul_precision(config.matmul_precision)
+        if config.trainer.val_check_interval == 0:
+            raise CalmError("trainer.val_check_interval=0: at least 1, or a share of an epoch.")
         if not self.subcommand or config.trainer.fast_dev_run:
             return
         if self.subcommand in ("validate", "test"):
@@ -246,6 +248,7 @@ def _plain(message: str) -> str:
     noise = ("Subtypes:", "Given value type:", "Given value: N", "- Expected a <class 'None")
     lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
     text = "\n".join(lines).replace("typing.Literal", "one of ")
+    text = text.replace("Unexpected config:", "A config is a mapping of options, not:")
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 
@@ -271,6 +274,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the task is
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
     tips = re.compile("litlogger|litmodels|Tip:|GPU available|TPU available|HPU available")

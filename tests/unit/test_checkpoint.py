@@ -1,0 +1,177 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import calm_lightning as calm
+from calm_lightning.backbone import BackboneSource
+from calm_lightning.checkpoint import load_trained
+from calm_lightning.composed import ComposedModel
+from calm_lightning.contracts import CalmError
+from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.testing.case import disturb, read, tokens
+from calm_plugins.compositions.cross_attention import CrossAttention
+
+IDS = tokens(2, 6)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two backbones and, in `saved`, a composition of them."""
+    home = tmp_path_factory.mktemp("home")
+    for seed, name in enumerate(("anchor", "augmenting")):
+        tiny_backbone(width=16, layers=2, vocab=37, seed=seed).model.save_pretrained(home / name)
+        tiny_tokenizer(37).save_pretrained(home / name)
+    model = calm.compose(
+        home / "anchor", [home / "augmenting"], CrossAttention(connections=[(1, 0), (0, 1)])
+    )
+    disturb(model, 0.2)
+    model.save_pretrained(home / "saved")
+    torch.save(read(model.eval(), IDS), home / "expected.pt")
+    return home
+
+
+@pytest.fixture
+def saved(home: Path, tmp_path: Path) -> Path:
+    """The saved composition, to be spoilt."""
+    return Path(shutil.copytree(home / "saved", tmp_path / "saved"))
+
+
+def rewrite(saved: Path, **changes: object) -> None:
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# ---------------------------------------------------------------- what is in the folder
+
+
+def test_a_folder_holds_weights_settings_hashes_and_the_tokenizer(home: Path) -> None:
+    weights = load_file(home / "saved" / "composition.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"bridges"}
+    description = json.loads((home / "saved" / "config.json").read_text())
+    assert description["composition"]["class_path"].endswith(".CrossAttention")
+    assert description["composition"]["init_args"]["connections"] == [[1, 0], [0, 1]]
+    anchor, augmenting = description["backbones"]
+    assert (anchor["role"], augmenting["role"]) == ("anchor", "augmenting")
+    assert anchor["name"] == str(home / "anchor")
+    assert anchor["fingerprint"] == BackboneSource(str(home / "anchor")).load().fingerprint()
+    assert (home / "saved" / "tokenizer.json").is_file()
+    assert (home / "saved" / "generation_config.json").is_file()
+
+
+def test_loaded_it_is_frozen_as_before_and_gives_the_same_logits(home: Path) -> None:
+    for model in (calm.load(home / "saved"), ComposedModel.from_pretrained(home / "saved")):
+        assert torch.equal(read(model, IDS), torch.load(home / "expected.pt"))
+        assert not model.training
+        assert {n.split(".")[0] for n, _ in model.trainable_parameters()} == {"bridges"}
+        model.train()
+        assert not any(b.model.training for b in model.frozen_backbones)
+        assert model.composition.connections == [(1, 0), (0, 1)]
+
+
+def test_backbones_are_looked_for_beside_the_composition(home: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(home, tmp_path / "moved"))
+    file = moved / "saved" / "config.json"
+    file.write_text(file.read_text().replace(str(home), ".."))
+    assert torch.equal(read(calm.load(moved / "saved"), IDS), torch.load(home / "expected.pt"))
+
+
+def test_backbones_may_be_given_in_another_dtype(home: Path) -> None:
+    model = calm.load(home / "saved", dtype="bfloat16")
+    assert next(model.anchor.parameters()).dtype == torch.bfloat16
+
+
+def test_a_random_augmenting_model_is_made_again_from_its_seed(home: Path, tmp_path: Path) -> None:
+    source = BackboneSource(str(home / "augmenting"), weights="random", seed=7)
+    model = calm.compose(home / "anchor", [source], CrossAttention())
+    disturb(model, 0.2)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(read(calm.load(tmp_path / "saved"), IDS), read(model.eval(), IDS))
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_other_backbones_are_refused_with_names_and_hashes(home: Path) -> None:
+    anchor, augmenting = str(home / "anchor"), str(home / "augmenting")
+    hashes = [BackboneSource(path).load().fingerprint()[:16] for path in (anchor, augmenting)]
+    with pytest.raises(CalmError) as refusal:
+        calm.load(home / "saved", augmenting=[anchor])
+    for part in (anchor, augmenting, *hashes, "the augmenting model"):
+        assert part in str(refusal.value)
+    with pytest.raises(CalmError, match="the anchor model"):
+        calm.load(home / "saved", anchor=augmenting)
+
+
+def test_another_number_of_augmenting_models_is_refused(home: Path) -> None:
+    with pytest.raises(CalmError, match="trained with 1 augmenting models; 2 are given"):
+        calm.load(home / "saved", augmenting=[home / "augmenting"] * 2)
+
+
+def test_a_lost_backbone_is_named(home: Path, saved: Path) -> None:
+    file = saved / "config.json"
+    file.write_text(file.read_text().replace(str(home / "augmenting"), "/gone/away"))
+    with pytest.raises(CalmError, match="'/gone/away' does not exist"):
+        calm.load(saved)
+
+
+def test_folders_that_hold_no_composition_are_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalmError, match="no folder .*nowhere"):
+        calm.load(tmp_path / "nowhere")
+    with pytest.raises(CalmError, match="has no config.json"):
+        calm.load(tmp_path)
+    with pytest.raises(CalmError, match="the folder of a plain model"):
+        calm.load(home / "anchor")
+
+
+def test_an_unknown_composition_gets_a_suggestion(saved: Path) -> None:
+    rewrite(saved, composition={"class_path": "calm_plugins.CrossAtention", "init_args": {}})
+    with pytest.raises(CalmError, match="CrossAtention'. Did you mean CrossAttention"):
+        calm.load(saved)
+
+
+def test_settings_of_another_version_are_refused(saved: Path) -> None:
+    settings = {"class_path": "CrossAttention", "init_args": {"a_setting_of_tomorrow": 1}}
+    rewrite(saved, composition=settings)
+    with pytest.raises(CalmError, match=r"config.json: .*another version.*a_setting_of_tomorrow"):
+        calm.load(saved)
+
+
+def test_damaged_and_missing_weights_are_refused(saved: Path) -> None:
+    file = saved / "composition.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CalmError, match="composition.safetensors is damaged"):
+        calm.load(saved)
+    file.unlink()
+    with pytest.raises(CalmError, match="holds no composition.safetensors"):
+        calm.load(saved)
+
+
+def test_a_pickle_in_place_of_weights_is_never_run(saved: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (open, (str(saved / "it_ran"), "w"))
+
+    (saved / "composition.safetensors").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CalmError, match="not in safetensors format"):
+        calm.load(saved)
+    assert not (saved / "it_ran").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(saved: Path) -> None:
+    file = saved / "composition.safetensors"
+    weights = load_file(file)
+    del weights["bridges.0.out.weight"]
+    save_file(weights | {"bridges.9.out.weight": torch.zeros(2)}, file)
+    with pytest.raises(CalmError, match=r"1 trained weights are missing.*1 are unknown"):
+        calm.load(saved)
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    with pytest.raises(CalmError, match=r"weight has shape \(2, 3\), the model expects \(3, 2\)"):
+        load_trained(nn.Linear(2, 3, bias=False), {"weight": torch.zeros(2, 3)}, "a file")
