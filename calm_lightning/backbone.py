@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -64,7 +65,7 @@ class BackboneSource:
             model = self._load_model(config, options)
         except CalmError:
             raise
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CalmError(
                 f"The backbone {self.path!r} could not be loaded: {_first_line(error)}\n"
                 "Expected a folder with config.json, *.safetensors and a tokenizer, or the name of "

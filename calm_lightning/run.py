@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import sys
 import warnings
 from difflib import get_close_matches
 from pathlib import Path

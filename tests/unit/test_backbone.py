@@ -191,5 +191,5 @@ def test_code_in_a_checkpoint_is_never_run(copy: Path) -> None:
 
 
 def test_without_a_tokenizer_texts_are_refused() -> None:
-    with pytest.raises(CalmError, match="'nameless' has no tokenizer.*token ids only"):
+    with pytest.raises(CalmError, match=r"'nameless' has no tokenizer.*token ids only"):
         tiny_backbone(name="nameless").require_tokenizer()

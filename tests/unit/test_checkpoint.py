@@ -121,9 +121,9 @@ def test_a_lost_backbone_is_named(home: Path, saved: Path) -> None:
 
 
 def test_folders_that_hold_no_composition_are_refused(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(CalmError, match="no folder .*nowhere"):
+    with pytest.raises(CalmError, match=r"no folder .*nowhere"):
         calm.load(tmp_path / "nowhere")
-    with pytest.raises(CalmError, match="has no config.json"):
+    with pytest.raises(CalmError, match=r"has no config.json"):
         calm.load(tmp_path)
     with pytest.raises(CalmError, match="the folder of a plain model"):
         calm.load(home / "anchor")
@@ -131,7 +131,7 @@ def test_folders_that_hold_no_composition_are_refused(home: Path, tmp_path: Path
 
 def test_an_unknown_composition_gets_a_suggestion(saved: Path) -> None:
     rewrite(saved, composition={"class_path": "calm_plugins.CrossAtention", "init_args": {}})
-    with pytest.raises(CalmError, match="CrossAtention'. Did you mean CrossAttention"):
+    with pytest.raises(CalmError, match=r"CrossAtention'. Did you mean CrossAttention"):
         calm.load(saved)
 
 
@@ -145,10 +145,10 @@ def test_settings_of_another_version_are_refused(saved: Path) -> None:
 def test_damaged_and_missing_weights_are_refused(saved: Path) -> None:
     file = saved / "composition.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CalmError, match="composition.safetensors is damaged"):
+    with pytest.raises(CalmError, match=r"composition.safetensors is damaged"):
         calm.load(saved)
     file.unlink()
-    with pytest.raises(CalmError, match="holds no composition.safetensors"):
+    with pytest.raises(CalmError, match=r"holds no composition.safetensors"):
         calm.load(saved)
 
 

@@ -33,25 +33,32 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
     load_plugins.cache_clear()
 
 
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module `made_up.plugin` with a composition `Made`, and one imported from elsewhere."""
-    made = ModuleType("made_up.plugin")
-    source = (
-        "from calm_lightning.contracts import Composition\n"
-        "from calm_plugins.compositions.single import Single\n"
-        "class Base(Composition):\n"
-        "    pass\n"
-        "class Made(Base):\n"
-        "    def compose(self, anchor, augmenting):\n"
-        "        raise NotImplementedError\n"
-        "class Helper:\n"
-        "    pass\n"
-    )
-    exec(source, made.__dict__)
-    monkeypatch.setitem(sys.modules, "made_up", ModuleType("made_up"))
-    monkeypatch.setitem(sys.modules, "made_up.plugin", made)
-    return made
+def made_up(name: str, source: str) -> ModuleType:
+    module = ModuleType(name)
+    exec(source, module.__dict__)
+    return module
+
+
+@pytest.fixture(scope="module")
+def module() -> Iterator[ModuleType]:
+    """A plug-in `made_up.plugin` with a composition `Made`, and one imported from elsewhere.
+
+    Made once: a class lives on after its module.
+    """
+    source = """
+from calm_lightning.contracts import Composition
+from calm_plugins.compositions.single import Single
+class Base(Composition):
+    pass
+class Made(Base):
+    compose = None
+class Helper:
+    pass
+"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "made_up", ModuleType("made_up"))
+        patch.setitem(sys.modules, "made_up.plugin", made_up("made_up.plugin", source))
+        yield sys.modules["made_up.plugin"]
 
 
 def test_the_built_in_plugins_are_found_like_anybodys() -> None:
@@ -73,10 +80,10 @@ def test_only_a_plugins_own_concrete_classes_count(
 
 def test_two_plugins_of_one_name_are_refused(installed: Installed, module: ModuleType) -> None:
     installed.add("made", "made_up.plugin", "ours")
-    installed.add("made", "elsewhere.plugin", "theirs")
+    installed.add("made", "calm_plugins.tasks.text_file", "theirs")
     with pytest.raises(CalmError) as refusal:
         load_plugins()
-    for part in ("'made'", "made_up.plugin", "ours 1.0", "elsewhere.plugin", "theirs 1.0", GROUP):
+    for part in ("'made'", "made_up.plugin", "ours 1.0", "text_file", "theirs 1.0", GROUP):
         assert part in str(refusal.value)
 
 
@@ -104,9 +111,9 @@ def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(
 
 def test_a_wrong_name_gets_the_nearest_one(installed: Installed, module: ModuleType) -> None:
     installed.add("made", "made_up.plugin")
-    with pytest.raises(CalmError, match="no composition called 'Mode'. Did you mean Made?"):
+    with pytest.raises(CalmError, match=r"no composition called 'Mode'. Did you mean Made?"):
         find(Composition, "Mode")
-    with pytest.raises(CalmError, match="no composition called 'Zzzzzz'. Installed: .*Made"):
+    with pytest.raises(CalmError, match=r"no composition called 'Zzzzzz'. Installed: .*Made"):
         find(Composition, "Zzzzzz")
     with pytest.raises(CalmError, match="no task called 'Made'"):
         find(Task, "Made")
@@ -118,23 +125,20 @@ def test_a_class_is_found_by_its_short_name_or_its_path(
     installed.add("made", "made_up.plugin")
     for name in ("Made", "made_up.plugin.Made", "made_up.where_it_was_before.Made"):
         assert find(Composition, name) is module.Made
-    with pytest.raises(CalmError, match="no composition called 'another.plugin.Made'"):
+    with pytest.raises(CalmError, match=r"no composition called 'another.plugin.Made'"):
         find(Composition, "another.plugin.Made")
 
 
 def test_two_classes_of_one_name_need_their_paths(
     installed: Installed, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = ModuleType("other.plugin")
-    exec(
-        "from made_up.plugin import Base\nclass Twice(Base):\n    compose = None\n",
-        other.__dict__,
-    )
-    exec("class Twice(Base):\n    compose = None\n", module.__dict__)
+    twice = "from made_up.plugin import Base\nclass Twice(Base):\n    compose = None\n"
+    ours, other = made_up("ours.plugin", twice), made_up("other.plugin", twice)
+    monkeypatch.setitem(sys.modules, "ours.plugin", ours)
     monkeypatch.setitem(sys.modules, "other.plugin", other)
-    installed.add("made", "made_up.plugin")
+    installed.add("ours", "ours.plugin")
     installed.add("other", "other.plugin")
-    assert find(Composition, "made_up.plugin.Twice") is module.Twice
+    assert find(Composition, "ours.plugin.Twice") is ours.Twice
     assert find(Composition, "other.plugin.Twice") is other.Twice
     with pytest.raises(CalmError, match=r"Twice is the name of .*other\.plugin\.Twice"):
         find(Composition, "Twice")

@@ -92,7 +92,7 @@ def test_as_encoder_a_conversation_in_one_cache_is_refused(encoder: ComposedMode
     mask = torch.ones_like(IDS)
     said = encoder.generate(input_ids=IDS, attention_mask=mask, past_key_values=cache, **options)
     more = torch.cat([said, IDS[:, :2]], dim=1)
-    with pytest.raises(CalmError, match="augmenting_sees=prompt.*fresh cache"):
+    with pytest.raises(CalmError, match=r"augmenting_sees=prompt.*fresh cache"):
         encoder.generate(
             input_ids=more, attention_mask=torch.ones_like(more), past_key_values=cache, **options
         )
@@ -222,7 +222,7 @@ def test_a_cache_that_the_anchor_filled_alone_is_refused(model: ComposedModel) -
     with model.anchor_only():
         cache = model(input_ids=IDS, use_cache=True).past_key_values
         model(input_ids=IDS[:, :1], past_key_values=cache)  # it may go on alone
-    with pytest.raises(CalmError, match="filled by the anchor alone.*fresh cache"):
+    with pytest.raises(CalmError, match=r"filled by the anchor alone.*fresh cache"):
         model(input_ids=IDS[:, :1], past_key_values=cache)
 
 
@@ -255,7 +255,7 @@ def test_models_of_different_tokenizers_are_refused() -> None:
             [tiny_backbone(vocab=40, tokenizer=tiny_tokenizer(40), name="large")],
             CrossAttention(),
         )
-    with pytest.raises(CalmError, match="40 token ids and .* 37, and no tokenizers"):
+    with pytest.raises(CalmError, match=r"40 token ids and .* 37, and no tokenizers"):
         calm.compose(tiny_backbone(vocab=40), [tiny_backbone(vocab=37)], CrossAttention())
 
 
