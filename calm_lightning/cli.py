@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from calm_lightning.contracts import CalmError
 from calm_lightning.discovery import load_plugins

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,19 @@ import yaml
 
 from calm_lightning.contracts import CalmError
 
-BUDGET = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches")
+BUDGET = (
+    "max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "limit_train_batches",
+    "overfit_batches", "limit_test_batches",
+)  # fmt: skip
 _FIELDS = {
     "name", "about", "base", "rows", "seeds", "columns", "paper", "samples", "threads", "workers",
     "extends", "only",
 }  # fmt: skip
+_KINDS: dict[str, type] = {
+    "base": dict, "paper": dict, "samples": dict, "columns": list, "only": list,
+    "threads": int, "workers": int,
+}  # fmt: skip
+_A = {dict: "a mapping", list: "a list", int: "a whole number"}
 _ROW_FIELDS = {"name", "label", "train", "config", "own_budget"}
 
 
@@ -108,14 +116,28 @@ class Job:
         return config
 
     def key(self) -> str:
-        """A hash of all that decides the result: config, and the backbones' files."""
+        """A hash of all that decides the result: config, the backbones' files and the data's."""
         digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True, default=str).encode())
         model = self.row.config.get("model", {})
         for source in [model.get("anchor"), *model.get("augmenting", [])]:
             folder = Path(str((source or {}).get("path", "")))
-            for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+            files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
+            for file in sorted(files) if folder.is_dir() else []:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
+        for file in _files_in(self.row.config.get("data")):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
+
+
+def _files_in(said: Any) -> Iterator[Path]:
+    """The files that a part of a config names."""
+    if isinstance(said, Mapping):
+        said = list(said.values())
+    if isinstance(said, list):
+        for each in said:
+            yield from _files_in(each)
+    elif isinstance(said, str) and len(said) < 4096 and Path(said).is_file():
+        yield Path(said)
 
 
 # ---------------------------------------------------------------------- reading the file
@@ -137,6 +159,9 @@ def read_comparison(file: Path) -> Comparison:
     if not isinstance(said, dict) or not isinstance(said.get("rows"), list) or not said["rows"]:
         raise CalmError(f"{file}: expected a mapping with `base` and a list `rows`.")
     _only(said, _FIELDS, str(file))
+    for name, kind in _KINDS.items():
+        if said.get(name) is not None and not isinstance(said[name], kind):
+            raise CalmError(f"{file}: `{name}` must be {_A[kind]}, not {said[name]!r}.")
     base = said.get("base") or {}
     rows = [_read_row(row, base, f"{file}, row {i + 1}") for i, row in enumerate(said["rows"])]
     names = [row.name for row in rows]
@@ -147,7 +172,7 @@ def read_comparison(file: Path) -> Comparison:
         raise CalmError(f"{file}: `only` names rows that there are not: {strange}; rows: {names}.")
     rows = [row for row in rows if row.name in only]
     seeds = said.get("seeds", [0])
-    if not seeds or not all(isinstance(seed, int) for seed in seeds):
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise CalmError(f"{file}: seeds must be a list of whole numbers, not {seeds!r}.")
     return Comparison(
         name=str(said.get("name") or file.stem),
@@ -157,8 +182,8 @@ def read_comparison(file: Path) -> Comparison:
         paper=said.get("paper") or {},
         samples=said.get("samples") or {},
         about=str(said.get("about") or ""),
-        threads=int(said.get("threads", 1)),
-        workers=int(said.get("workers", 0)),
+        threads=max(1, said.get("threads") or 1),
+        workers=max(0, said.get("workers") or 0),
     )
 
 
@@ -175,7 +200,13 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str) -> Row:
     if not isinstance(said, dict) or "name" not in said:
         raise CalmError(f"{where}: expected a mapping with at least `name`, got {said!r}.")
     _only(said, _ROW_FIELDS, where)
+    if not str(said["name"]) or set(str(said["name"])) & set("/\\") or str(said["name"])[0] == ".":
+        raise CalmError(f"{where}: name={said['name']!r} cannot be the name of a folder.")
     own = said.get("config") or {}
+    if not isinstance(own, dict) or not isinstance(own.get("trainer") or {}, dict):
+        raise CalmError(f"{where} ({said['name']}): config must be a mapping, as in `calm fit`.")
+    if not isinstance(said.get("train", True), bool):
+        raise CalmError(f"{where} ({said['name']}): train must be true or false.")
     reason = str(said.get("own_budget") or "")
     budget = [f"trainer.{key}" for key in BUDGET if key in (own.get("trainer") or {})]
     if (budget or "data" in own) and not reason:
@@ -249,8 +280,13 @@ def compare(
         for job in comparison.jobs
         if (not rows or job.row.name in rows) and (not seeds or job.seed in seeds)
     ]
+    names = [row.name for row in comparison.rows]
+    if strange := sorted(set(rows) - set(names)):
+        raise CalmError(f"{config} has no rows {strange}; it has {names}.")
     if not jobs:
-        raise CalmError(f"No row is left of {[row.name for row in comparison.rows]} by {rows}.")
+        raise CalmError(f"{config} has no run for seeds {list(seeds)}: {list(comparison.seeds)}.")
+    if workers is not None and workers < 1:
+        raise CalmError(f"--workers must be at least 1: got {workers}.")
     folder.mkdir(parents=True, exist_ok=True)
     pending = [job for job in jobs if finished(job, folder) is None]
     count = workers or comparison.workers or max(1, (os.cpu_count() or 1) // comparison.threads)
@@ -270,7 +306,9 @@ def compare(
                     waiting.discard(future)
                     if (error := future.exception()) is not None:
                         job = futures[future]
-                        failed[f"{job.row.name}, seed {job.seed}"] = str(error).strip()
+                        failed[f"{job.row.name}, seed {job.seed}"] = (
+                            str(error).strip() if isinstance(error, CalmError) else repr(error)
+                        )
                 progress.update()
                 time.sleep(0.25)
         except BaseException:
@@ -341,6 +379,7 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
         "config": str(folder / "config.yaml"),
         "commit": commit(),
         "details": details,
+        "losses": [each.name for each in cli.model.evaluation_sets if each.scorer is None],
         "test_seconds": round(time.perf_counter() - started - trained_seconds, 1),
         "samples": draw_samples(cli.model, samples),
         "curve": progress.curve,

@@ -119,11 +119,11 @@ class PlainModel(nn.Module, TextModel):
 
     @override
     def forward(self, labels: Tensor | None = None, **batch: Any) -> CausalLMOutputWithPast:
-        mask = batch.get("attention_mask")
-        if mask is not None and self.backbone.accepts("position_ids"):
+        ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+        if ids is not None and mask is not None and self.backbone.accepts("position_ids"):
             # Left to itself a model counts padding as positions.
-            rows, new = batch["input_ids"].shape
-            positions = positions_of(mask, rows, mask.shape[1] - new, new, mask.device)
+            past = mask.shape[1] - ids.shape[1]
+            positions = positions_of(mask, len(ids), past, ids.shape[1], ids.device)
             batch = {"position_ids": positions, **batch}
         output = self.model(**batch)
         return CausalLMOutputWithPast(  # some families have an output class of their own

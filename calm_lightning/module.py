@@ -318,7 +318,7 @@ class CalmModule(L.LightningModule):
 
 
 def learning_rate_share(
-    schedule: Schedule, warmup_steps: int, steps: float, final_share: float
+    schedule: Schedule, warmup_steps: int, steps: int | float, final_share: float
 ) -> Any:
     """The factor on the learning rate at each step: a rise, then the schedule's fall.
 

@@ -268,8 +268,10 @@ def markdown(
     if comparison.about:
         lines += [comparison.about, ""]
     seeds = sorted({r["seed"] for r in results})
+    losses = _losses(results)
+    titles = [f"{column}, nats" if column in losses else column for column in columns]
     lines += [
-        f"| row | {' | '.join(columns)} | trained parameters | seconds |",
+        f"| row | {' | '.join(titles)} | trained parameters | seconds |",
         f"|---|{'---:|' * (len(columns) + 2)}",
     ]
     notes: list[str] = []
@@ -278,11 +280,12 @@ def markdown(
         reasons = [why for name, why in failed.items() if name.startswith(f"{row.name}, seed ")]
         if not runs:
             if reasons:
-                lines.append(f"| {row.label} | failed: {reasons[0].splitlines()[0]} |")
+                reason = _code_free(reasons[0].splitlines()[0])
+                lines.append(f"| {row.label} | failed: {reason} |")
             continue
         paper = comparison.paper.get(row.name, {})
         cells = [
-            _cell([r["metrics"][c] for r in runs if c in r["metrics"]], paper.get(c))
+            _cell([r["metrics"][c] for r in runs if c in r["metrics"]], paper.get(c), c in losses)
             for c in columns
         ]
         count = f"{runs[0]['trained_parameters']:,}"
@@ -297,20 +300,36 @@ def markdown(
     return "\n".join([*lines, "", *examples]).rstrip() + "\n"
 
 
-def _cell(values: Sequence[float], paper: float | None) -> str:
+def _cell(values: Sequence[float], paper: float | None, loss: bool = False) -> str:
     if not values:
         return NOTHING
-    text = f"{100 * statistics.fmean(values):.1f}"
+    scale, digits = (1, 3) if loss else (100, 1)
+    text = f"{scale * statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
-        text += f" ± {100 * statistics.stdev(values):.1f}"
-    return text if paper is None else f"{text} ({100 * paper:.1f})"
+        text += f" ± {scale * statistics.stdev(values):.{digits}f}"
+    return text if paper is None else f"{text} ({scale * paper:.{digits}f})"
+
+
+def _losses(results: Sequence[Result]) -> set[str]:
+    """Columns that hold a loss in nats instead of a share."""
+    return {name for r in results for name in r.get("losses", ())}
+
+
+def _code(text: str) -> str:
+    """A text as code in a cell of a table."""
+    return f"`{_code_free(text).replace('`', chr(0x2019))}`"
+
+
+def _code_free(text: str) -> str:
+    return text.replace("\n", " ").replace("|", "\\|")
 
 
 def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence[int]) -> str:
     commits = ", ".join(sorted({r["commit"] for r in results if r["commit"]})) or "unknown"
     spread = "mean ± standard deviation" if len(seeds) > 1 else "one run"
+    unit = "Per cent (a loss in nats per target token)" if _losses(results) else "Per cent"
     parts = [
-        f"Per cent; {spread} over seeds {', '.join(map(str, seeds))}; rows without training are "
+        f"{unit}; {spread} over seeds {', '.join(map(str, seeds))}; rows without training are "
         "scored once."
     ]
     if comparison.paper:
@@ -348,8 +367,9 @@ def _examples(comparison: "Comparison", results: Sequence[Result]) -> list[str]:
     lines = [f"| set | asked | {' | '.join(row.label for row in rows)} | truth |"]
     lines.append("|---" * (len(rows) + 3) + "|")
     for (name, prompt), said in answers.items():
-        cells = [f"`{said[row.name][:40]}`" if said.get(row.name) else NOTHING for row in rows]
-        lines.append(f"| {name} | `{prompt}` | {' | '.join(cells)} | `{targets[name, prompt]}` |")
+        cells = [_code(said[row.name][:40]) if said.get(row.name) else NOTHING for row in rows]
+        truth = _code(targets[name, prompt])
+        lines.append(f"| {name} | {_code(prompt)} | {' | '.join(cells)} | {truth} |")
     return lines
 
 
@@ -370,6 +390,9 @@ def plot_bars(
     """A group of bars per column, one bar a row, with the spread over seeds."""
     from matplotlib.figure import Figure
 
+    losses = _losses(results)
+    shares = [column for column in columns if column not in losses]
+    columns, scale = (shares, 100) if shares else (columns, 1)  # one unit in one picture
     rows = [row for row in comparison.rows if any(r["name"] == row.name for r in results)]
     figure = Figure(figsize=(max(7.0, 1.9 * len(columns)), 4.2), layout="constrained")
     axes = figure.subplots()
@@ -384,15 +407,16 @@ def plot_bars(
             ]
             if values:
                 places.append(j + (i - (len(rows) - 1) / 2) * width)
-                heights.append(100 * statistics.fmean(values))
-                spreads.append(100 * statistics.stdev(values) if len(values) > 1 else 0.0)
+                heights.append(scale * statistics.fmean(values))
+                spreads.append(scale * statistics.stdev(values) if len(values) > 1 else 0.0)
         axes.bar(
             places, heights, 0.92 * width, yerr=spreads if any(spreads) else None, capsize=2,
             color=_COLOURS[i % len(_COLOURS)], label=row.label,
         )  # fmt: skip
     axes.set_xticks(range(len(columns)), [c.replace("_", "\n", 1) for c in columns], fontsize=8)
-    axes.set_ylabel("accuracy, %")
-    axes.set_ylim(0, 105)
+    axes.set_ylabel("accuracy, %" if shares else "loss, nats per target token")
+    if shares:
+        axes.set_ylim(0, 105)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(comparison.name, loc="left")
     figure.legend(loc="outside lower center", ncols=min(4, max(1, len(rows))), frameon=False)

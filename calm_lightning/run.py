@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import (
     ArgsType,
@@ -17,7 +18,6 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from calm_lightning.callbacks import NothingFrozenMoved, SaveModel, WriteAnswers
@@ -113,6 +113,10 @@ class CalmCLI(LightningCLI):
         torch.set_float32_matmul_precision(config.matmul_precision)
         if config.trainer.val_check_interval == 0:
             raise CalmError("trainer.val_check_interval=0: at least 1, or a share of an epoch.")
+        if type(config.trainer.val_check_interval) is int and (
+            config.trainer.check_val_every_n_epoch == 1
+        ):
+            config.trainer.check_val_every_n_epoch = None  # so many steps, however long an epoch is
         if not self.subcommand or config.trainer.fast_dev_run:
             return
         if self.subcommand in ("validate", "test"):

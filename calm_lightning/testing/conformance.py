@@ -7,6 +7,9 @@ A plug-in in another package needs three lines in its own tests:
     class TestMine(ConformanceSuite):
         composition = MyComposition(rank=2)
 
+Answers are read in one pass and, piece by piece, through a cache; all frozen models are of one
+family, with one and with two augmenting models. `PROMISES` says each promise in one sentence.
+
 A composition that cannot keep a promise names it in `Composition.exempt`, with the reason; the rest
 is checked. Without pytest: `check(Case(MyComposition(rank=2)))`.
 """

@@ -19,7 +19,7 @@ from calm_lightning.testing.case import (
     tokens,
 )
 
-NEW_TOKENS = 7
+NEW_TOKENS = 6
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -55,19 +55,9 @@ def check_cache(case: Case) -> None:
     batch = padded(tokens(3, 8), (8, 5, 3), left=True, fill=0)
     for way, options in WAYS.items():
         with_cache, without = (
-            _generate(case.model, batch, use_cache=use, output_logits=True, **options)
-            for use in (True, False)
+            _generate(case.model, batch, use_cache=use, **options) for use in (True, False)
         )
-        _require_same(with_cache.sequences, without.sequences, f"{way}, with and without a cache")
-        for step, (found, expected) in enumerate(
-            zip(with_cache.logits, without.logits, strict=True)
-        ):
-            require_close(
-                found,
-                expected,
-                f"{way}: the logits of new token {step} differ with and without a cache",
-                "Which memory is not in the cache, or is not moved with it?",
-            )
+        _require_same_answer(with_cache, without, f"{way}, with and without a cache")
     _check_guessing(case)
     _check_operations(case)
 
@@ -88,9 +78,7 @@ def check_conversation(case: Case) -> None:
                 raise
             return
         expected = _generate(model, said, use_cache=False)
-        _require_same(
-            answer.sequences, expected.sequences, f"turn {turn + 1} of a conversation in one cache"
-        )
+        _require_same_answer(answer, expected, f"turn {turn + 1} of a conversation in one cache")
         cache = answer.past_key_values
         ids = torch.cat([answer.sequences, tokens(2, 3, seed=turn + 1)], dim=1)
         said = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -101,7 +89,7 @@ def check_loss(case: Case) -> None:
     prompt = 5
     ids = tokens(3, prompt)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    answer = _generate(case.model, batch, do_sample=True, top_k=0, output_logits=True)
+    answer = _generate(case.model, batch, do_sample=True, top_k=0)
     logits = torch.stack(answer.logits, dim=1)
     new = answer.sequences[:, prompt:]
     expected = -logits.log_softmax(-1).gather(-1, new[..., None])[..., 0]
@@ -164,7 +152,7 @@ def check_anchor_only(case: Case) -> None:
             )
         for way in ("greedy", "beams"):
             for use_cache in (True, False):
-                options = {"use_cache": use_cache, "output_logits": True, **WAYS[way]}
+                options = {"use_cache": use_cache, **WAYS[way]}
                 found = _generate(model, prompts, **options)
                 expected = _generate(anchor, prompts, **options)
                 _require_same(found.sequences, expected.sequences, f"{way} with anchor_only()")
@@ -227,7 +215,18 @@ def _generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
             max_new_tokens=NEW_TOKENS,
             pad_token_id=0,
             return_dict_in_generate=True,
+            output_logits=True,
             **{"do_sample": False, **options},
+        )
+
+
+def _require_same_answer(found: Any, expected: Any, what: str) -> None:
+    _require_same(found.sequences, expected.sequences, what)
+    for step, pair in enumerate(zip(found.logits, expected.logits, strict=True)):
+        require_close(
+            *pair,
+            f"{what}: other logits at new token {step}",
+            "Which memory is not in the cache, or is not moved with it?",
         )
 
 

@@ -414,7 +414,7 @@ def test_the_default_mixture_trains_in_the_style_that_is_asked() -> None:
         ({"mixture": {"kv_math/x": 1.0}}, ["'kv_math/x'", "kv_math/2"]),
         ({"mixture": {"kv_math/0": 1.0}}, ["'kv_math/0'"]),
         ({"mixture": {"kv_math/": 1.0}}, ["'kv_math/'"]),
-        ({"mixture": {"pairs/2": 1.0}}, ["'pairs/2'", "takes none"]),
+        ({"mixture": {"pairs/two": 1.0}}, ["'pairs/two'", "number of operands"]),
         ({"mixture": {"pairs": -1.0}}, ["'pairs'", "-1.0"]),
         ({"mixture": {"pairs": float("nan")}}, ["'pairs'", "nan"]),
         ({"mixture": {"pairs": 0.0}}, ["above 0"]),

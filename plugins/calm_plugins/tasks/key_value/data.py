@@ -75,7 +75,8 @@ class KeyValue(Task):
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
             num_math, num_math_worked, kv_worked_subs, num_math_after_keys) and their weights, which
             need not add up to 1. `kv_math/1` is kv_math with exactly one operand; without a number
-            the operands are `min_operands` to `max_operands`, each as likely. None: see README.md.
+            the operands are `min_operands` to `max_operands`, each as likely. `pairs` has one;
+            `pairs/3` is the value of the third key, right behind it. None: see README.md.
         keys: Which keys training may show: `held_in` is D_C; `all` is for the augmenting model's
             own training.
         bracketed_numbers: Probability that a num_* training expression is written in brackets, as
@@ -356,9 +357,12 @@ def _ask(
     prompt = write(terms, expression.operators) if terms else expression.text
     if question == "after_keys":
         last += f"{expression.plain}="
-    target = {"direct": "", "after_keys": "", "worked": f"{expression.plain}="}.get(
-        question, expression.plain
-    )
+    target = {
+        "value": str(expression.numbers[-1]),
+        "direct": "",
+        "after_keys": "",
+        "worked": f"{expression.plain}=",
+    }.get(question, expression.plain)
     meta: dict[str, Any] = {"operands": len(expression.numbers)}
     if question in ("direct", "worked", "after_keys"):
         target += str(expression.value)
@@ -391,14 +395,14 @@ def _parse_mixture(
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise CalmError(f"mixture: no kind {kind!r}.{hint} There are: {', '.join(_KINDS)}.")
         fixed = count.isascii() and count.isdigit() and int(count) > 0
-        if slash and (not fixed or kind == "pairs"):
+        if slash and not fixed:
             raise CalmError(
                 f"mixture: {name!r} is not understood. After the slash comes a number of operands, "
-                "as in 'kv_math/2'; 'pairs' takes none."
+                "as in 'kv_math/2'."
             )
         if not (math.isfinite(weight) and weight >= 0):
             raise CalmError(f"mixture: the weight of {name!r} must be 0 or more: got {weight}.")
-        chosen = [1] if kind == "pairs" else [int(count)] if fixed else operands
+        chosen = [int(count)] if fixed else [1] if kind == "pairs" else operands
         parsed.append((_Ingredient(name, *_KINDS[kind], chosen), weight))
     if not sum(weight for _, weight in parsed) > 0:
         raise CalmError(
