@@ -25,15 +25,15 @@ table1: $(READY) ## The paper's Table 1 with all controls and three seeds; can b
 
 backbones: $(READY) ## Train the demo's two backbones again, from nothing (an hour or less).
 	rm -rf runs/backbones
+	$(BIN)/python -m calm_plugins.tasks.key_value.number_embeddings \
+	    configs/models/key_value/anchor runs/backbones/anchor_0 --seed 1
 	$(FIT)/anchor.yaml --run runs/backbones/anchor
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_pairs.yaml \
-	    --run runs/backbones/augmenting_1
-	$(FIT)/augmenting.yaml --model.anchor.path runs/backbones/augmenting_1/model \
-	    --model.anchor.weights pretrained --run runs/backbones/augmenting_2
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_noise.yaml \
-	    --run runs/backbones/augmenting_3
+	for stage in 1_pairs 2_expressions 3_values 4_three 5_noise; do \
+	    $(FIT)/augmenting.yaml --config configs/key_value/augmenting_$$stage.yaml \
+	        --run runs/backbones/augmenting_$${stage%%_*} || exit 1; \
+	done
 	cp runs/backbones/anchor/model/* configs/models/key_value/anchor/
-	cp runs/backbones/augmenting_3/model/* configs/models/key_value/augmenting/
+	cp runs/backbones/augmenting_5/model/* configs/models/key_value/augmenting/
 
 test: $(READY) ## Lint, types, import rules, tests: what CI runs.
 	$(BIN)/ruff check .

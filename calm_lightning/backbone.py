@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,7 +203,7 @@ class Backbone:
 
     def accepts(self, argument: str) -> bool:
         """Whether the decoder's forward takes this argument (`position_ids`, say)."""
-        return argument in inspect.signature(self.decoder.forward).parameters
+        return argument in _arguments_of(type(self.decoder))
 
     def weights(self) -> dict[str, Tensor]:
         """The model's own weights and buffers, by name."""
@@ -251,6 +252,11 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
             "expose their layers can be composed."
         )
     return found[0]
+
+
+@cache
+def _arguments_of(decoder: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(decoder.forward).parameters)
 
 
 def _bytes_of(weight: Tensor, exact: bool) -> bytes:

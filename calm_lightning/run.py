@@ -279,6 +279,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the task is
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
     tips = re.compile("litlogger|litmodels|Tip:|GPU available|TPU available|HPU available")

@@ -27,7 +27,7 @@ EXACT = 1e-5
 counts exactly zero, so a kernel may at most add the zeros elsewhere."""
 
 LEAK_VOCAB = 5
-LEAK_STEPS = 60
+LEAK_STEPS = 50
 LEAK_ERRORS = 5.0
 """In standard errors: by chance alone once in three million runs."""
 
