@@ -27,12 +27,13 @@ backbones: $(READY) ## Train the demo's two backbones again, from nothing (an ho
 	rm -rf runs/backbones
 	$(BIN)/python -m calm_plugins.tasks.key_value.number_embeddings \
 	    configs/models/key_value/anchor runs/backbones/anchor_0 --seed 1
-	$(FIT)/anchor.yaml --run runs/backbones/anchor
+	$(FIT)/anchor.yaml --run runs/backbones/anchor_1
+	$(FIT)/anchor.yaml --config configs/key_value/anchor_2_longer.yaml --run runs/backbones/anchor_2
 	for stage in 1_pairs 2_expressions 3_values 4_three 5_noise; do \
 	    $(FIT)/augmenting.yaml --config configs/key_value/augmenting_$$stage.yaml \
 	        --run runs/backbones/augmenting_$${stage%%_*} || exit 1; \
 	done
-	cp runs/backbones/anchor/model/* configs/models/key_value/anchor/
+	cp runs/backbones/anchor_2/model/* configs/models/key_value/anchor/
 	cp runs/backbones/augmenting_5/model/* configs/models/key_value/augmenting/
 
 test: $(READY) ## Lint, types, import rules, tests: what CI runs.

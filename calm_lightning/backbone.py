@@ -203,7 +203,7 @@ class Backbone:
 
     def accepts(self, argument: str) -> bool:
         """Whether the decoder's forward takes this argument (`position_ids`, say)."""
-        return argument in _arguments_of(type(self.decoder))
+        return argument in _arguments_of(type(self.decoder))  # type: ignore[arg-type]
 
     def weights(self) -> dict[str, Tensor]:
         """The model's own weights and buffers, by name."""

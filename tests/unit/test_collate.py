@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from calm_lightning.collate import IGNORED, Batch, Collator, Row, check_fits, pad_left, pad_right
@@ -9,7 +10,6 @@ from calm_lightning.collate import tokenize as cut
 from calm_lightning.contracts import CalmError, Example
 from calm_lightning.language_model import PlainModel
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 
 @pytest.fixture(scope="module")

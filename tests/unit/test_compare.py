@@ -1,0 +1,233 @@
+"""A comparison as its file says it: rows, budgets, merging, and what is done again."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from calm_lightning.compare import (
+    Job,
+    Row,
+    commit,
+    draw_samples,
+    finished,
+    merge,
+    read_comparison,
+    split_metrics,
+)
+from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example
+
+BASE = {
+    "model": {"anchor": {"path": "a"}, "composition": {"class_path": "A", "init_args": {"x": 1}}},
+    "data": {"class_path": "D", "init_args": {"batch_size": 4}},
+    "trainer": {"max_steps": 5},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "some_name.yaml"
+
+
+def read(file: Path, **said: Any) -> Any:
+    file.write_text(yaml.safe_dump({"base": BASE, "rows": [{"name": "a"}], **said}))
+    return read_comparison(file)
+
+
+def refusal(file: Path, **said: Any) -> str:
+    with pytest.raises(CalmError) as error:
+        read(file, **said)
+    assert str(file) in str(error.value)
+    return str(error.value)
+
+
+def test_defaults(file: Path) -> None:
+    said = read(file)
+    assert (said.name, said.seeds, said.columns, said.threads) == ("some_name", (0,), (), 1)
+    assert [(row.name, row.label, row.train) for row in said.rows] == [("a", "a", True)]
+    assert said.rows[0].config == BASE
+
+
+def test_rows_differ_from_the_base_only_where_they_say_so(file: Path) -> None:
+    own = {"model": {"composition": {"init_args": {"y": 2}}}}
+    (row,) = read(file, rows=[{"name": "a", "config": own}]).rows
+    assert row.config["model"]["composition"] == {"class_path": "A", "init_args": {"x": 1, "y": 2}}
+    assert row.config["trainer"] == BASE["trainer"]
+
+
+def test_another_class_does_not_inherit_the_arguments_of_the_first() -> None:
+    first = {"class_path": "A", "init_args": {"x": 1}}
+    assert merge(first, {"class_path": "B"}) == {"class_path": "B"}
+    assert merge(first, {"class_path": "A", "init_args": {"y": 2}})["init_args"] == {"x": 1, "y": 2}
+    assert merge({"m": first}, {"m": {"init_args": {"x": 3}}}) == {
+        "m": {"class_path": "A", "init_args": {"x": 3}}
+    }
+
+
+def test_merging_changes_neither_side() -> None:
+    base, own = {"a": {"b": [1]}}, {"a": {"c": [2]}}
+    merged = merge(base, own)
+    merged["a"]["b"].append(9)
+    merged["a"]["c"].append(9)
+    assert (base, own) == ({"a": {"b": [1]}}, {"a": {"c": [2]}})
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"trainer": {"max_steps": 9}}, "trainer.max_steps"),
+        ({"trainer": {"max_epochs": 9}}, "trainer.max_epochs"),
+        ({"trainer": {"limit_train_batches": 3}}, "trainer.limit_train_batches"),
+        ({"data": {"init_args": {"batch_size": 8}}}, "data"),
+    ],
+)
+def test_another_budget_needs_a_reason(file: Path, config: dict[str, Any], named: str) -> None:
+    message = refusal(file, rows=[{"name": "a"}, {"name": "b", "config": config}])
+    assert f"row 2 (b): it changes {named}" in message
+    assert "own_budget" in message
+    (row,) = read(file, rows=[{"name": "b", "config": config, "own_budget": "because"}]).rows
+    assert row.own_budget == "because"
+
+
+def test_what_does_not_change_the_budget_needs_none(file: Path) -> None:
+    config = {"trainer": {"gradient_clip_val": 1.0}, "model": {"warmup_steps": 3}}
+    assert read(file, rows=[{"name": "b", "config": config}]).rows[0].own_budget == ""
+
+
+def test_untrained_rows_are_scored_once(file: Path) -> None:
+    said = read(file, rows=[{"name": "a"}, {"name": "b", "train": False}], seeds=[3, 5])
+    assert [(job.row.name, job.seed) for job in said.jobs] == [("a", 3), ("b", 3), ("a", 5)]
+
+
+def test_the_seed_is_put_everywhere(file: Path) -> None:
+    said = read(file, seeds=[7])
+    config = said.jobs[0].config()
+    assert config["seed_everything"] == config["data"]["init_args"]["seed"] == 7
+    assert "seed" not in said.rows[0].config["data"]["init_args"]
+
+
+def test_a_comparison_extends_another(file: Path) -> None:
+    read(file, rows=[{"name": "a"}, {"name": "b"}], seeds=[1, 2], about="first")
+    child = file.with_name("child.yaml")
+    child.write_text(yaml.safe_dump({"extends": file.name, "seeds": [4], "only": ["b"]}))
+    said = read_comparison(child)
+    assert (said.name, said.seeds, said.about) == ("child", (4,), "first")
+    assert [row.name for row in said.rows] == ["b"]
+    child.write_text(yaml.safe_dump({"extends": "nothing.yaml"}))
+    with pytest.raises(CalmError, match=r"nothing\.yaml"):
+        read_comparison(child)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({"rowz": 1}, "unknown entries ['rowz']"),
+        ({"rows": [{"name": "a", "cfg": {}}]}, "row 1: unknown entries ['cfg']"),
+        ({"rows": []}, "a list `rows`"),
+        ({"rows": {"a": 1}}, "a list `rows`"),
+        ({"rows": ["a"]}, "row 1: expected a mapping"),
+        ({"rows": [{"label": "a"}]}, "at least `name`"),
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have one name"),
+        ({"rows": [{"name": "../a"}]}, "cannot be the name of a folder"),
+        ({"rows": [{"name": "a", "config": [1]}]}, "config must be a mapping"),
+        ({"rows": [{"name": "a", "config": {"trainer": 3}}]}, "config must be a mapping"),
+        ({"rows": [{"name": "a", "train": "no"}]}, "train must be true or false"),
+        ({"only": ["z"]}, "`only` names rows that there are not: ['z']"),
+        ({"seeds": []}, "seeds must be a list of whole numbers"),
+        ({"seeds": 3}, "seeds must be a list of whole numbers"),
+        ({"seeds": "3"}, "seeds must be a list of whole numbers"),
+        ({"seeds": [1.5]}, "seeds must be a list of whole numbers"),
+        ({"threads": "x"}, "`threads` must be a whole number"),
+        ({"workers": [2]}, "`workers` must be a whole number"),
+        ({"base": [1]}, "`base` must be a mapping"),
+        ({"samples": ["a"]}, "`samples` must be a mapping"),
+        ({"columns": "a"}, "`columns` must be a list"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(file: Path, said: dict[str, Any], wanted: str) -> None:
+    assert wanted in refusal(file, **said)
+
+
+@pytest.mark.parametrize("content", ["- a", "hello", "a: [", "", "\0"])
+def test_files_that_are_no_comparison(file: Path, content: str) -> None:
+    file.write_text(content)
+    with pytest.raises(CalmError, match="some_name"):
+        read_comparison(file)
+
+
+# ------------------------------------------------------------------ what is done again
+
+
+def test_a_result_counts_only_for_the_config_that_made_it(tmp_path: Path) -> None:
+    job = Job(Row("a", {"model": {"x": 1}}), 0)
+    job.folder(tmp_path).mkdir(parents=True)
+    file = job.folder(tmp_path) / "result.json"
+    assert finished(job, tmp_path) is None
+    file.write_text(f'{{"key": "{job.key()}", "name": "a"}}')
+    assert finished(job, tmp_path) == {"key": job.key(), "name": "a"}
+    assert finished(Job(Row("a", {"model": {"x": 2}}), 0), tmp_path) is None
+    assert finished(Job(Row("a", {"model": {"x": 1}}), 1), tmp_path) is None
+    assert finished(Job(Row("a", {"model": {"x": 1}}, label="other"), 0), tmp_path) is not None
+    file.write_text('{"key": ')
+    assert finished(job, tmp_path) is None
+
+
+@pytest.mark.parametrize("role", ["anchor", "augmenting"])
+def test_other_backbones_under_the_same_name_are_another_result(tmp_path: Path, role: str) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"one")
+    source = {"path": str(tmp_path)}
+    model = {"anchor": source} if role == "anchor" else {"augmenting": [source]}
+    job = Job(Row("a", {"model": model}), 0)
+    before = job.key()
+    assert job.key() == before
+    (tmp_path / "m.safetensors").write_bytes(b"two")
+    assert job.key() != before
+
+
+def test_other_data_under_the_same_name_is_another_result(tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("one")
+    job = Job(Row("a", {"data": {"init_args": {"evaluation": {"own": str(data)}}}}), 0)
+    before = job.key()
+    data.write_text("two")
+    assert job.key() != before
+
+
+# ------------------------------------------------------------------ results
+
+
+def module(**changes: Any) -> Any:
+    examples = [Example(f"{n}?", str(n)) for n in range(5)]
+    sets = [EvaluationSet("asked", examples, ExactMatch), EvaluationSet("text", examples, None)]
+    return SimpleNamespace(**{
+        "evaluation_sets": sets,
+        "scorers": {"asked": ExactMatch()},
+        "_can_ask": lambda examples: True,
+        "answer": lambda examples, kind: [f"{kind.name} {e.prompt}" for e in examples],
+        **changes,
+    })  # fmt: skip
+
+
+def test_each_set_has_one_headline_and_the_rest_are_details() -> None:
+    logged = {"test/asked/accuracy": 0.5, "test/asked/accuracy/keys=2": 0.1,
+              "test/asked/loss_nats": 2.0, "test/text/loss_nats": 3.0, "train/loss_nats": 9.0}  # fmt: skip
+    metrics, details = split_metrics(logged, module())
+    assert metrics == {"asked": 0.5, "text": 3.0}
+    assert details == {"asked/accuracy/keys=2": 0.1, "asked/loss_nats": 2.0}
+
+
+def test_the_first_answers_of_the_wanted_sets_are_kept() -> None:
+    assert draw_samples(module(), {"asked": 2, "none": 3}) == [
+        {"set": "asked", "prompt": f"{n}?", "target": str(n), "answer": f"asked {n}?"}
+        for n in range(2)
+    ]
+    assert draw_samples(module(_can_ask=lambda examples: False), {"asked": 2}) == []
+
+
+def test_outside_a_repository_there_is_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert commit() == ""

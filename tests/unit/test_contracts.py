@@ -1,0 +1,212 @@
+"""Contracts: the order of batches, exact match, and what a task gives to each process."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calm_lightning.contracts import (
+    CalmError,
+    Composition,
+    EvaluationSet,
+    ExactMatch,
+    Example,
+    Task,
+)
+from calm_lightning.contracts.task import OrderedBatches
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.single import Single
+
+
+def take(batches: OrderedBatches, count: int) -> list[list[int]]:
+    """So many batches, over as many epochs as that takes."""
+
+    def endless() -> Any:
+        while True:
+            yield from batches
+
+    return list(islice(endless(), count))
+
+
+LENGTHS = [(7 * i) % 13 for i in range(1000)]
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> dict[str, Any]:
+    by_length = draw(st.booleans())
+    return {
+        "length": draw(st.integers(4, 60)),
+        "batch_size": draw(st.integers(1, 7)),
+        "seed": draw(st.integers(0, 9)),
+        "shuffle": draw(st.booleans()),
+        "lengths": LENGTHS.__getitem__ if by_length else None,
+        "groups": draw(st.integers(1, 5)),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.integers(0, 40))
+def test_going_on_anywhere_gives_the_same_batches(order: dict[str, Any], consumed: int) -> None:
+    wanted = take(OrderedBatches(**order), consumed + 12)[consumed:]
+    assert take(OrderedBatches(**order, first_batch=consumed), 12) == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.sampled_from([2, 3, 4]))
+def test_processes_share_every_global_batch(order: dict[str, Any], world: int) -> None:
+    size = max(1, min(order["batch_size"], order["length"] // world))
+    alone = OrderedBatches(**{**order, "batch_size": size * world})
+    ranks = [OrderedBatches(**order, rank=rank, world_size=world) for rank in range(world)]
+    count = 2 * len(alone)
+    shares = list(zip(*(take(rank, count) for rank in ranks), strict=True))
+    for whole, parts in zip(take(alone, count), shares, strict=True):
+        assert sorted(whole) == sorted(index for part in parts for index in part)
+        assert {len(part) for part in parts} == {size}
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders())
+def test_an_epoch_has_no_example_twice_and_leaves_out_less_than_a_batch(
+    order: dict[str, Any],
+) -> None:
+    batches = OrderedBatches(**order)
+    seen = Counter(index for batch in take(batches, len(batches)) for index in batch)
+    assert max(seen.values()) == 1
+    assert order["length"] - len(seen) < batches.batch_size
+    assert all(0 <= index < order["length"] for index in seen)
+
+
+def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+    def batches(seed: int) -> list[list[int]]:
+        torch.manual_seed(torch.seed() % 1000)  # the global generator has no say
+        return take(OrderedBatches(100, 10, seed), 20)
+
+    assert batches(0) == batches(0)
+    assert batches(0) != batches(1)
+    first, second = batches(0)[:10], batches(0)[10:]
+    assert first != second
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(100))
+
+
+def test_generated_examples_come_in_their_own_order() -> None:
+    assert take(OrderedBatches(10, 3, shuffle=False), 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_grouping_by_length_keeps_all_examples_and_saves_padding() -> None:
+    plain = take(OrderedBatches(640, 8, groups=8), 80)
+    grouped = take(OrderedBatches(640, 8, lengths=LENGTHS.__getitem__, groups=8), 80)
+    assert sorted(sum(plain, [])) == sorted(sum(grouped, [])) == list(range(640))
+    for group in range(0, 80, 8):  # within a group the examples are the same ones
+        assert set(sum(grouped[group : group + 8], [])) == set(sum(plain[group : group + 8], []))
+
+    def padding(batches: list[list[int]]) -> int:
+        return sum(
+            max(LENGTHS[i] for i in batch) * len(batch) - sum(LENGTHS[i] for i in batch)
+            for batch in batches
+        )
+
+    assert padding(grouped) < padding(plain) / 3
+    longest = [max(LENGTHS[i] for i in batch) for batch in grouped]
+    assert longest != sorted(longest)  # short ones do not always come first
+
+
+def test_more_processes_or_larger_batches_than_examples_still_give_a_batch() -> None:
+    assert len(take(OrderedBatches(5, 100), 1)[0]) == 5
+    assert len(take(OrderedBatches(5, 100, rank=1, world_size=2), 1)[0]) == 2
+
+
+# ------------------------------------------------------------------ tasks
+
+EXAMPLES = [Example(str(n), "x") for n in range(11)]
+
+
+class Small(Task):
+    def train_examples(self) -> Sequence[Example]:
+        return EXAMPLES
+
+    def evaluation_sets(self) -> Sequence[EvaluationSet]:
+        return [EvaluationSet("all", EXAMPLES, None)]
+
+
+def test_each_process_answers_its_own_share_and_none_twice() -> None:
+    answered = []
+    for rank in range(3):
+        task = Small(evaluation_batch_size=2)
+        task.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # type: ignore[assignment]
+        (loader,) = task.test_dataloader()
+        answered += [example.prompt for batch in loader for example in batch]
+    assert sorted(answered, key=int) == [example.prompt for example in EXAMPLES]
+
+
+def test_a_task_goes_on_after_the_batches_that_were_consumed() -> None:
+    first, second = Small(batch_size=2, seed=3), Small(batch_size=2, seed=3)
+    wanted = [[e.prompt for e in batch] for batch in first.train_dataloader()]
+    second.load_state_dict({"consumed_batches": 3})
+    assert [[e.prompt for e in batch] for batch in second.train_dataloader()] == wanted[3:]
+    assert second.state_dict() == {"consumed_batches": 3}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"batch_size": 0}, {"evaluation_batch_size": 0}, {"validation_examples": 0},
+     {"num_workers": -1}],
+)  # fmt: skip
+def test_numbers_that_make_no_sense(option: dict[str, int]) -> None:
+    (name,) = option
+    with pytest.raises(CalmError, match=f"{name} must be at least"):
+        Small(**option)
+
+
+# ------------------------------------------------------------------ exact match
+
+
+def score(predictions: list[str], examples: list[Example], **options: Any) -> dict[str, float]:
+    scorer = ExactMatch(**options)
+    for prediction, example in zip(predictions, examples, strict=True):
+        scorer.update([prediction], [example])
+    return {name: float(value) for name, value in scorer.compute().items()}
+
+
+def test_a_match_is_exact_but_for_space_around_it() -> None:
+    examples = [Example("", t) for t in ("32", "32", "32", "", "a b")]
+    found = score([" 32\n", "3 2", "032", "", "a b "], examples)
+    assert found == {"accuracy": pytest.approx(3 / 5)}
+
+
+def test_only_what_follows_the_last_sign_is_scored() -> None:
+    examples = [Example("", "10+22=32")] * 4
+    found = score(["10+22=32", "9+9=32", "32", "10+22=32=33"], examples, after_last="=")
+    assert found["accuracy"] == pytest.approx(2 / 4)
+
+
+def test_groups_are_counted_apart_and_large_ones_together() -> None:
+    examples = [Example("", "x", {"keys": n}) for n in (0, 0, 2, 7, 9)]
+    found = score(["x", "y", "x", "x", "y"], examples, group_by="keys", max_group=5)
+    assert found == {
+        "accuracy": pytest.approx(3 / 5), "accuracy/keys=0": 0.5, "accuracy/keys=2": 1.0,
+        "accuracy/keys=5": 0.5,
+    }  # fmt: skip
+
+
+def test_predictions_and_examples_belong_together() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        ExactMatch().update(["a", "b"], [Example("", "a")])
+
+
+# ------------------------------------------------------------------ compositions
+
+
+@pytest.mark.parametrize(
+    "composition", [CrossAttention(every=2, connections=[(1, 2)]), Single(use=1, train=True)]
+)
+def test_settings_build_the_same_composition_again(composition: Composition) -> None:
+    again = type(composition)(**composition.settings())
+    assert again.settings() == composition.settings()
+    assert repr(again) == repr(composition)
+    assert repr(composition).startswith(type(composition).__name__ + "(")

@@ -1,0 +1,288 @@
+"""What the LightningModule promises: schedule, scores, and checkpoints of the trained part only."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from calm_lightning.backbone import Backbone
+from calm_lightning.callbacks import NothingFrozenMoved
+from calm_lightning.contracts import (
+    CalmError,
+    Composition,
+    EvaluationSet,
+    ExactMatch,
+    Example,
+    LanguageModel,
+    Task,
+)
+from calm_lightning.module import CalmModule, TextLoss, learning_rate_share
+from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.single import Single
+
+SUMS = [
+    Example(f"{n}+1=", str(n + 1), {"prompt/words": f"after {n}?"} if n % 2 else {})
+    for n in range(10)
+]
+ODD = SUMS[1::2]
+
+
+class Made:
+    """Stands where a `BackboneSource` does."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def load(self) -> Backbone:
+        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=f"made-{self.seed}")
+
+
+class Sums(Task):
+    """Sums to be learnt; one set to be answered, and one whose loss alone is wanted."""
+
+    def __init__(self, asked: Sequence[Example] = SUMS, **options: Any) -> None:
+        super().__init__(**{"batch_size": 4, **options})
+        self.asked = asked
+
+    def train_examples(self) -> Sequence[Example]:
+        return SUMS
+
+    def evaluation_sets(self) -> Sequence[EvaluationSet]:
+        return [
+            EvaluationSet("sums", self.asked, ExactMatch, max_new_tokens=3),
+            EvaluationSet("texts", SUMS[:3], None),
+        ]
+
+
+def make(composition: Composition | None = None, **options: Any) -> CalmModule:
+    composition = composition or CrossAttention(every=2)
+    augmenting = [] if isinstance(composition, Single) else [Made(1)]
+    module = CalmModule(Made(0), composition, augmenting, **{"warmup_steps": 1, **options})  # type: ignore[arg-type]
+    return module
+
+
+def trainer(**options: Any) -> L.Trainer:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False,
+             "enable_model_summary": False, "enable_checkpointing": False,
+             "num_sanity_val_steps": 0, "log_every_n_steps": 1}  # fmt: skip
+    return L.Trainer(**{**quiet, **options})
+
+
+def test_scores(module: CalmModule, task: Task) -> dict[str, float]:
+    run = trainer()
+    run.test(module, datamodule=task, verbose=False)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
+test_scores.__test__ = False  # type: ignore[attr-defined]
+scores_of = test_scores
+del test_scores
+
+
+# ------------------------------------------------------------------ learning rate
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_rises_over_the_warm_up_and_falls_over_the_rest(schedule: Any) -> None:
+    share = learning_rate_share(schedule, 10, 110, 0.05)
+    rates = [share(step) for step in range(111)]
+    rise = [b - a for a, b in zip(rates[:10], rates[1:11], strict=True)]
+    assert rise == pytest.approx([1 / 11] * 10)
+    assert rates[0] == pytest.approx(1 / 11)  # never zero: the first step counts
+    assert max(rates) == rates[10] == 1
+    middle, end = {"cosine": (0.525, 0.05), "linear": (0.525, 0.05), "constant": (1, 1)}[schedule]
+    assert rates[60] == pytest.approx(middle)
+    assert rates[110] == pytest.approx(end)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert share(500) == pytest.approx(end)
+
+
+def test_cosine_falls_slowly_at_both_ends() -> None:
+    cosine, linear = (learning_rate_share(s, 0, 100, 0.0) for s in ("cosine", "linear"))
+    assert cosine(10) > linear(10)
+    assert cosine(90) < linear(90)
+    assert cosine(25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_a_run_without_an_end_never_falls() -> None:
+    share = learning_rate_share("cosine", 2, math.inf, 0.1)
+    assert [share(0), share(1), share(2), share(10**6)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+
+
+def test_the_optimizer_gets_the_trained_weights_and_the_schedule() -> None:
+    module = make(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.5), warmup_steps=3)
+    run = trainer(max_steps=2, limit_val_batches=0)
+    run.fit(module, datamodule=Sums())
+    (group,) = run.optimizers[0].param_groups
+    wanted = {id(p) for _, p in module.language_model.trainable_parameters()}
+    assert {id(p) for p in group["params"]} == wanted
+    assert group["lr"] == pytest.approx(0.5 * 3 / 4)
+
+
+@pytest.mark.parametrize("options", [{"warmup_steps": -1}, {"final_share": 1.5}])
+def test_settings_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(CalmError, match=next(iter(options))):
+        make(**options)
+
+
+def test_a_composition_that_trains_nothing_cannot_be_fitted() -> None:
+    with pytest.raises(CalmError, match="trains nothing"):
+        trainer(max_steps=1, limit_val_batches=0).fit(make(Single()), datamodule=Sums())
+
+
+# ------------------------------------------------------------------ scores
+
+
+def by_hand(model: LanguageModel, examples: Sequence[Example]) -> tuple[float, int, int]:
+    """Nats, tokens and characters of all targets, one example at a time."""
+    tokenizer = tiny_tokenizer()
+    nats, tokens, characters = 0.0, 0, 0
+    for example in examples:
+        prompt, target = (tokenizer(t)["input_ids"] for t in (example.prompt, example.target))
+        ids = torch.tensor([[*prompt, *target, tokenizer.eos_token_id]])
+        with torch.no_grad():
+            logits: Tensor = model(input_ids=ids).logits.double()
+        chances = torch.log_softmax(logits, -1)[0]
+        for place in range(len(prompt), ids.shape[1]):
+            nats -= float(chances[place - 1, ids[0, place]])
+            tokens += 1
+        characters += len(example.target)
+    return nats, tokens, characters
+
+
+def test_the_loss_is_in_nats_per_token_and_per_character() -> None:
+    module = make()
+    scores = scores_of(module, Sums())
+    for name, examples in (("sums", SUMS), ("texts", SUMS[:3])):
+        nats, tokens, characters = by_hand(module.language_model, examples)
+        assert scores[f"test/{name}/loss_nats"] == pytest.approx(nats / tokens, rel=1e-4)
+        per_character = scores[f"test/{name}/loss_nats_per_character"]
+        assert per_character == pytest.approx(nats / characters, rel=1e-4)
+    assert "test/texts/accuracy" not in scores
+
+
+def test_text_loss_adds_up_over_batches() -> None:
+    loss = TextLoss()
+    loss.update(torch.tensor(2.0), 3, 10)
+    loss.update(torch.tensor(1.0), 1, 4)
+    assert float(loss.compute()["loss_nats"]) == pytest.approx(7 / 4)
+    assert float(loss.compute()["loss_nats_per_character"]) == pytest.approx(7 / 14)
+
+
+def test_evaluation_in_small_batches_equals_one_in_one() -> None:
+    module = make()
+    small = scores_of(module, Sums(evaluation_batch_size=3))
+    assert small == pytest.approx(scores_of(make(), Sums(evaluation_batch_size=64)), abs=1e-5)
+    assert small == pytest.approx(scores_of(module, Sums(evaluation_batch_size=1)), abs=1e-5)
+
+
+def test_each_validation_starts_anew_also_after_one_outside_the_fit() -> None:
+    """Also: metrics that were reset in inference mode can still be added to in a fit."""
+    module, task = make(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0)), Sums()
+    run = trainer(max_steps=4, val_check_interval=2)
+    run.validate(module, datamodule=task, verbose=False)
+    before = dict(run.callback_metrics)
+    run.fit(module, datamodule=task)
+    assert "val/sums/loss_nats" in before
+    for name, value in before.items():
+        assert float(run.callback_metrics[name]) == pytest.approx(float(value), abs=1e-6)
+
+
+def test_validation_takes_some_examples_and_test_all() -> None:
+    module, task = make(), Sums(validation_examples=4)
+    run = trainer()
+    run.validate(module, datamodule=task, verbose=False)
+    nats, tokens, _ = by_hand(module.language_model, SUMS[:4])
+    found = float(run.callback_metrics["val/sums/loss_nats"])
+    assert found == pytest.approx(nats / tokens, rel=1e-4)
+
+
+def test_the_headline_is_right_where_the_answer_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make()
+    said = {e.prompt: e.target for e in SUMS[:4]}
+    monkeypatch.setattr(
+        CalmModule,
+        "answer",
+        lambda self, examples, kind: [said.get(e.prompt, "") for e in examples],
+    )
+    assert scores_of(module, Sums())["test/sums/accuracy"] == pytest.approx(0.4)
+
+
+def test_another_way_to_ask_is_used_and_sets_without_it_left_out() -> None:
+    module = make(ask_with="words")
+    scores = scores_of(module, Sums(asked=ODD))
+    asked = [Example(e.meta["prompt/words"], e.target) for e in ODD]
+    nats, tokens, _ = by_hand(module.language_model, asked)
+    assert scores["test/sums/loss_nats"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert not any(name.startswith("test/texts") for name in scores)  # its first one has no words
+
+
+def test_predictions_are_the_greedy_answers_in_order() -> None:
+    module, task = make(), Sums(evaluation_batch_size=4)
+    batches = trainer().predict(module, datamodule=task)
+    assert batches is not None
+    sums = [answer for batch in batches[0] for answer in batch]
+    wanted = module.language_model.generate_text(
+        [e.prompt for e in SUMS], max_new_tokens=3, do_sample=False
+    )
+    assert sums == wanted
+
+
+# ------------------------------------------------------------------ training and checkpoints
+
+
+def test_a_fit_changes_what_is_trained_and_nothing_else() -> None:
+    module = make()
+    run = trainer(max_steps=3, limit_val_batches=0, callbacks=[NothingFrozenMoved()])
+    module.configure_model()
+    names = {name for name, _ in module.language_model.trainable_parameters()}
+    before = {name: p.clone() for name, p in module.language_model.named_parameters()}  # type: ignore[attr-defined]
+    run.fit(module, datamodule=Sums())
+    after = dict(module.language_model.named_parameters())  # type: ignore[attr-defined]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert moved <= names
+    assert module.num_trainable == sum(before[name].numel() for name in names)
+
+
+def test_a_frozen_weight_that_moved_is_noticed() -> None:
+    class Meddler(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            weights = pl_module.language_model.frozen_backbones[1].model.parameters()
+            next(weights).data[0, 0] += 1e-7
+
+    run = trainer(max_steps=1, limit_val_batches=0, callbacks=[NothingFrozenMoved(), Meddler()])
+    with pytest.raises(RuntimeError, match="frozen backbone's weights changed"):
+        run.fit(make(), datamodule=Sums())
+
+
+def test_a_checkpoint_must_have_every_trained_weight_and_no_other() -> None:
+    module = make()
+    module.configure_model()
+    state = {
+        f"model.{n}": p.detach().clone() for n, p in module.language_model.trainable_parameters()
+    }
+    module.load_state_dict(state)
+    first = next(iter(state))
+    with pytest.raises(CalmError, match="1 trained weights are missing"):
+        module.load_state_dict({n: t for n, t in state.items() if n != first})
+    with pytest.raises(CalmError, match="1 are unknown to the model"):
+        module.load_state_dict({**state, "model.nothing": torch.zeros(1)})
+    with pytest.raises(CalmError, match="has shape"):
+        module.load_state_dict({**state, first: torch.zeros(1)})
+
+
+def test_the_answers_are_moved_nowhere_and_the_inputs_to_the_device() -> None:
+    module = make()
+    module.configure_model()
+    batch = module.language_model.encode(["1+1="], ["2"])
+    from calm_lightning.collate import Batch
+
+    moved = module.transfer_batch_to_device(Batch(SUMS[:1], batch), torch.device("meta"), 0)
+    assert all(tensor.device.type == "meta" for tensor in moved.inputs.values())
+    assert module.transfer_batch_to_device(SUMS, torch.device("meta"), 0) is SUMS

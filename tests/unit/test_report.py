@@ -1,0 +1,221 @@
+"""What a comparison shows: the table, the pictures, and how far it is."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calm_lightning import report
+from calm_lightning.compare import Comparison, Job, Row
+from calm_lightning.discovery import Plugin
+
+
+def result(name: str, seed: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name, "seed": seed, "metrics": {"subs": 0.5, "math": 0.25},
+        "trained_parameters": 1234, "seconds": 10.0, "config": "c.yaml", "commit": "abc",
+        "samples": [], "curve": [[1, 4.0], [2, 3.0]], "key": "k", **changes,
+    }  # fmt: skip
+
+
+def comparison(**changes: Any) -> Comparison:
+    rows = (Row("calm", {}, label="CALM"), Row("anchor", {}, train=False, label="anchor alone"))
+    return Comparison(**{"name": "table", "rows": rows, "seeds": (0, 1, 2), **changes})
+
+
+THREE = [
+    result("calm", seed, metrics={"subs": share, "math": 0.1}, seconds=seconds)
+    for seed, share, seconds in [(0, 0.80, 10.0), (1, 0.90, 20.0), (2, 0.85, 30.0)]
+]
+ANCHOR = result("anchor", 0, metrics={"math": 0.72}, trained_parameters=0, seconds=0.0, curve=[])
+
+
+def lines(said: Comparison, results: list[Any], failed: dict[str, str] | None = None) -> list[str]:
+    return report.markdown(said, results, ["subs", "math"], failed or {}).splitlines()
+
+
+def test_a_cell_is_the_mean_and_the_standard_deviation_of_the_seeds() -> None:
+    table = lines(comparison(), [*THREE, ANCHOR])
+    assert "| CALM | 85.0 ± 5.0 | 10.0 ± 0.0 | 1,234 | 20 |" in table
+    assert "| anchor alone | – | 72.0 | 0 | 0 |" in table
+    assert any("mean ± standard deviation over seeds 0, 1, 2" in line for line in table)
+
+
+def test_the_papers_figure_stands_beside_ours() -> None:
+    table = lines(comparison(paper={"calm": {"subs": 0.929}}), THREE)
+    assert "| CALM | 85.0 ± 5.0 (92.9) | 10.0 ± 0.0 | 1,234 | 20 |" in table
+    assert any("paper's figure" in line for line in table)
+    assert not any("paper's figure" in line for line in lines(comparison(), THREE))
+
+
+def test_one_seed_has_no_spread() -> None:
+    table = lines(comparison(seeds=(0,)), THREE[:1])
+    assert "| CALM | 80.0 | 10.0 | 1,234 | 10 |" in table
+    assert any("one run over seeds 0" in line for line in table)
+
+
+def test_another_budget_is_marked_and_told() -> None:
+    rows = (Row("calm", {}, label="CALM", own_budget="it needs twice the steps"),)
+    table = lines(comparison(rows=rows), THREE)
+    assert any(line.startswith("| CALM [1] |") for line in table)
+    assert "[1] it needs twice the steps" in table
+
+
+def test_a_row_that_failed_says_why() -> None:
+    table = lines(
+        comparison(), [ANCHOR], {"calm, seed 0": "no | such thing\nmore", "calm, seed 1": "x"}
+    )
+    assert r"| CALM | failed: no \| such thing |" in table
+
+
+def test_a_loss_is_not_a_share() -> None:
+    results = [{**r, "losses": ["subs"]} for r in THREE]
+    table = lines(comparison(), results)
+    assert "| CALM | 0.850 ± 0.050 | 10.0 ± 0.0 | 1,234 | 20 |" in table
+    assert table[2].startswith("| row | subs, nats | math |")
+
+
+def test_samples_are_shown_side_by_side_and_cannot_break_the_table() -> None:
+    def sample(answer: str) -> list[dict[str, str]]:
+        return [{"set": "math", "prompt": "1|1\n=", "target": "`2`", "answer": answer}]
+
+    results = [{**THREE[0], "samples": sample("2" * 60)}, {**ANCHOR, "samples": sample("")}]
+    (line,) = (x for x in lines(comparison(), results) if x.startswith("| math |"))
+    cells = re.split(r"(?<!\\)\|", line)[1:-1]
+    assert [cell.strip() for cell in cells] == [
+        "math", r"`1\|1 =`", f"`{'2' * 40}`", "–", "`\N{RIGHT SINGLE QUOTATION MARK}2\N{RIGHT SINGLE QUOTATION MARK}`",
+    ]  # fmt: skip
+
+
+def test_all_files_are_written_with_the_documented_schema(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.write_report(comparison(), [*THREE, ANCHOR], tmp_path, {"calm, seed 9": "why"})
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "results.json", "results.csv", "table.md", "bars.png", "curves.png",
+    }  # fmt: skip
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["failed"] == {"calm, seed 9": "why"}
+    for row, given in zip(document["rows"], [*THREE, ANCHOR], strict=True):
+        for name in (
+            "name",
+            "seed",
+            "metrics",
+            "trained_parameters",
+            "seconds",
+            "config",
+            "commit",
+        ):
+            assert row[name] == given[name]
+        assert "key" not in row
+    with (tmp_path / "results.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [(row["subs"], row["math"]) for row in table][-1] == ("", "0.72")
+    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "results", [[ANCHOR], THREE[:1], [{**r, "losses": ["subs", "math"]} for r in THREE]]
+)
+def test_pictures_are_drawn_of_whatever_there_is(results: list[Any], tmp_path: Path) -> None:
+    report.plot_bars(comparison(), results, ["subs", "math"], tmp_path / "bars.png")
+    report.plot_curves(comparison(), results, tmp_path / "curves.png")
+    for file in tmp_path.iterdir():
+        assert file.read_bytes().startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------ while it runs
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert report._duration(seconds) == text
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    return now
+
+
+def write(job: Job, out: Path, **said: Any) -> None:
+    folder = job.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "progress.json").write_text(json.dumps({"loss": None, **said}))
+
+
+def test_progress_says_which_row_how_far_and_how_long_still(
+    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job(comparison().rows[0], seed) for seed in (0, 1)]
+    with report.Progress(jobs, jobs, tmp_path, workers=1, line_seconds=0.0) as progress:
+        clock[0] += 1
+        progress.update()
+        write(jobs[0], tmp_path, phase="training", share=0.0)
+        progress.update()
+        clock[0] += 45
+        write(jobs[0], tmp_path, phase="training", share=0.5, loss=2.5)
+        progress.update()
+        said = capsys.readouterr().err
+        assert "2 runs; 1 at a time." in said
+        assert "0/2 done; starting; measuring the time left" in said
+        # 0.45 of a run took 45 s: 55 s are left of it, and 100 s of the other.
+        assert "calm seed 0 45%; about 2:35 left" in said.replace("\n", " ")
+        clock[0] += 55
+        write(jobs[0], tmp_path, phase="scoring", share=1.0)
+        (jobs[0].folder(tmp_path) / "result.json").write_text("{}")
+        progress.update()
+        said = capsys.readouterr().err.replace("\n", " ")
+        assert "1/2 done; starting; about 1:40 left" in said
+
+
+def test_progress_counts_what_was_done_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job(comparison().rows[0], seed) for seed in (0, 1, 2)]
+    with report.Progress(jobs, jobs[2:], tmp_path, workers=1):
+        pass
+    assert "3 runs, 2 of them already done; 1 at a time." in capsys.readouterr().err
+
+
+def test_a_stopped_comparison_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), report.Progress([], [], tmp_path, workers=1):
+        raise KeyboardInterrupt
+    assert "The same command goes on" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ single runs
+
+
+def test_scores_are_a_line_per_set(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_scores(
+        {"test/subs/accuracy": 0.5, "test/subs/accuracy/keys=2": 0.25, "test/text/loss_nats": 1.5},
+        "title",
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["subs", "0.5000", "–"] in rows
+    assert ["keys=2", "0.2500"] in rows
+    assert ["text", "–", "1.5000"] in rows
+
+
+def test_a_change_is_shown_where_both_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_change({"val/a/loss": 2.0, "val/b/loss": 1.0, "other": 1.0}, {"val/a/loss": 1.0})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a/loss", "2.0000", "1.0000"] in rows
+    assert not any(row[:1] == ["b/loss"] for row in rows)
+
+
+def test_a_broken_plugin_is_listed_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_plugins([Plugin("mine", None, "mine.module", "mine 1.0", "ImportError('no')")])
+    said = capsys.readouterr().out
+    assert "mine" in said
+    assert "left out" in said
+    assert "ImportError('no')" in said
