@@ -211,8 +211,13 @@ def module(**changes: Any) -> Any:
 
 
 def test_each_set_has_one_headline_and_the_rest_are_details() -> None:
-    logged = {"test/asked/accuracy": 0.5, "test/asked/accuracy/keys=2": 0.1,
-              "test/asked/loss_nats": 2.0, "test/text/loss_nats": 3.0, "train/loss_nats": 9.0}  # fmt: skip
+    logged = {
+        "test/asked/accuracy": 0.5,
+        "test/asked/accuracy/keys=2": 0.1,
+        "test/asked/loss_nats": 2.0,
+        "test/text/loss_nats": 3.0,
+        "train/loss_nats": 9.0,
+    }
     metrics, details = split_metrics(logged, module())
     assert metrics == {"asked": 0.5, "text": 3.0}
     assert details == {"asked/accuracy/keys=2": 0.1, "asked/loss_nats": 2.0}

@@ -79,7 +79,7 @@ def test_an_answer_is_cut_before_the_first_stop(model: PlainModel) -> None:
 
 
 def test_a_prompt_with_its_answer_must_fit_the_context(model: PlainModel) -> None:
-    with pytest.raises(CalmError, match="needs 65 tokens, but the context .* holds 64"):
+    with pytest.raises(CalmError, match=r"needs 65 tokens, but the context .* holds 64"):
         model.encode(["x" * 65])
     with pytest.raises(CalmError, match=r"needs 70 tokens \(60 of the text, 10 to be generated\)"):
         model.generate_text(["a", "x" * 60], max_new_tokens=10)

@@ -1,5 +1,6 @@
 """What the LightningModule promises: schedule, scores, and checkpoints of the trained part only."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calm_lightning.backbone import Backbone
+from calm_lightning.backbone import Backbone, BackboneSource
 from calm_lightning.callbacks import NothingFrozenMoved
 from calm_lightning.contracts import (
     CalmError,
@@ -21,6 +22,7 @@ from calm_lightning.contracts import (
     Task,
 )
 from calm_lightning.module import CalmModule, TextLoss, learning_rate_share
+from calm_lightning.run import quiet_libraries
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.single import Single
@@ -32,14 +34,14 @@ SUMS = [
 ODD = SUMS[1::2]
 
 
-class Made:
-    """Stands where a `BackboneSource` does."""
+class Made(BackboneSource):
+    """A source that makes its backbone in memory."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        super().__init__(f"made-{seed}", seed=seed)
 
     def load(self) -> Backbone:
-        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=f"made-{self.seed}")
+        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
 
 
 class Sums(Task):
@@ -62,26 +64,22 @@ class Sums(Task):
 def make(composition: Composition | None = None, **options: Any) -> CalmModule:
     composition = composition or CrossAttention(every=2)
     augmenting = [] if isinstance(composition, Single) else [Made(1)]
-    module = CalmModule(Made(0), composition, augmenting, **{"warmup_steps": 1, **options})  # type: ignore[arg-type]
+    module = CalmModule(Made(0), composition, augmenting, **{"warmup_steps": 1, **options})
     return module
 
 
 def trainer(**options: Any) -> L.Trainer:
+    quiet_libraries()
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False,
              "enable_model_summary": False, "enable_checkpointing": False,
              "num_sanity_val_steps": 0, "log_every_n_steps": 1}  # fmt: skip
     return L.Trainer(**{**quiet, **options})
 
 
-def test_scores(module: CalmModule, task: Task) -> dict[str, float]:
+def scores_of(module: CalmModule, task: Task) -> dict[str, float]:
     run = trainer()
     run.test(module, datamodule=task, verbose=False)
     return {name: float(value) for name, value in run.callback_metrics.items()}
-
-
-test_scores.__test__ = False  # type: ignore[attr-defined]
-scores_of = test_scores
-del test_scores
 
 
 # ------------------------------------------------------------------ learning rate
@@ -91,7 +89,7 @@ del test_scores
 def test_the_rate_rises_over_the_warm_up_and_falls_over_the_rest(schedule: Any) -> None:
     share = learning_rate_share(schedule, 10, 110, 0.05)
     rates = [share(step) for step in range(111)]
-    rise = [b - a for a, b in zip(rates[:10], rates[1:11], strict=True)]
+    rise = [b - a for a, b in itertools.pairwise(rates[:11])]
     assert rise == pytest.approx([1 / 11] * 10)
     assert rates[0] == pytest.approx(1 / 11)  # never zero: the first step counts
     assert max(rates) == rates[10] == 1

@@ -11,6 +11,9 @@ import pytest
 from calm_lightning import report
 from calm_lightning.compare import Comparison, Job, Row
 from calm_lightning.discovery import Plugin
+from calm_lightning.report import NOTHING
+
+APOSTROPHE = chr(0x2019)
 
 
 def result(name: str, seed: int, **changes: Any) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def lines(said: Comparison, results: list[Any], failed: dict[str, str] | None = 
 def test_a_cell_is_the_mean_and_the_standard_deviation_of_the_seeds() -> None:
     table = lines(comparison(), [*THREE, ANCHOR])
     assert "| CALM | 85.0 ± 5.0 | 10.0 ± 0.0 | 1,234 | 20 |" in table
-    assert "| anchor alone | – | 72.0 | 0 | 0 |" in table
+    assert f"| anchor alone | {NOTHING} | 72.0 | 0 | 0 |" in table
     assert any("mean ± standard deviation over seeds 0, 1, 2" in line for line in table)
 
 
@@ -86,7 +89,7 @@ def test_samples_are_shown_side_by_side_and_cannot_break_the_table() -> None:
     (line,) = (x for x in lines(comparison(), results) if x.startswith("| math |"))
     cells = re.split(r"(?<!\\)\|", line)[1:-1]
     assert [cell.strip() for cell in cells] == [
-        "math", r"`1\|1 =`", f"`{'2' * 40}`", "–", "`\N{RIGHT SINGLE QUOTATION MARK}2\N{RIGHT SINGLE QUOTATION MARK}`",
+        "math", r"`1\|1 =`", f"`{'2' * 40}`", NOTHING, f"`{APOSTROPHE}2{APOSTROPHE}`",
     ]  # fmt: skip
 
 
@@ -131,7 +134,7 @@ def test_pictures_are_drawn_of_whatever_there_is(results: list[Any], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")]
+    ("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (61.0, "1:01"), (3661.0, "1:01:01")]
 )
 def test_durations(seconds: float, text: str) -> None:
     assert report._duration(seconds) == text
@@ -201,9 +204,9 @@ def test_scores_are_a_line_per_set(capsys: pytest.CaptureFixture[str]) -> None:
         "title",
     )
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["subs", "0.5000", "–"] in rows
+    assert ["subs", "0.5000", NOTHING] in rows
     assert ["keys=2", "0.2500"] in rows
-    assert ["text", "–", "1.5000"] in rows
+    assert ["text", NOTHING, "1.5000"] in rows
 
 
 def test_a_change_is_shown_where_both_are_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,87 @@
+"""LoRA on the anchor: as many weights as asked for, and the anchor itself untouched."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from calm_lightning.contracts import CalmError
+from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.lora import LoRA
+
+pytest.importorskip("peft")
+
+
+def count(model: Any) -> int:
+    return sum(p.numel() for _, p in model.trainable_parameters())
+
+
+def test_the_rank_says_how_many_weights_there_are() -> None:
+    anchor = tiny_backbone()
+    linear = [m for m in anchor.layers.modules() if isinstance(m, nn.Linear)]
+    per_rank = sum(layer.in_features + layer.out_features for layer in linear)
+    assert linear
+    assert count(LoRA(rank=3).compose(anchor, [])) == 3 * per_rank
+
+
+def test_it_matches_a_composition_as_nearly_as_a_rank_can() -> None:
+    augmenting = tiny_backbone(width=16, seed=1)
+    wanted = count(CrossAttention(every=2).compose(tiny_backbone(), [augmenting]))
+    matched = LoRA(match=CrossAttention(every=2)).compose(tiny_backbone(), [augmenting])
+    one = count(LoRA(rank=1).compose(tiny_backbone(), []))
+    assert abs(count(matched) - wanted) <= one / 2
+    assert not any(layer._forward_hooks for layer in augmenting.layers)  # nothing is left behind
+
+
+def test_it_starts_as_the_anchor_and_can_be_switched_off() -> None:
+    ids = torch.randint(2, 90, (1, 6))
+    plain = tiny_backbone().model(input_ids=ids).logits
+    model = LoRA(rank=2).compose(tiny_backbone(), [])
+    model.eval()
+    assert torch.equal(model(input_ids=ids).logits, plain)
+    for _, weight in model.trainable_parameters():
+        weight.data += 0.3
+    assert not torch.allclose(model(input_ids=ids).logits, plain)
+    with model.anchor_only():
+        assert torch.equal(model(input_ids=ids).logits, plain)
+    assert not torch.allclose(model(input_ids=ids).logits, plain)
+
+
+def test_the_anchors_weights_are_its_own_with_adapters_inside() -> None:
+    before = tiny_backbone().fingerprint(exact=True)
+    model = LoRA(rank=2).compose(tiny_backbone(), [])
+    (anchor,) = model.frozen_backbones
+    for _, weight in model.trainable_parameters():
+        weight.data += 0.3
+    assert anchor.fingerprint(exact=True) == before
+    assert all(".lora_" in name for name, _ in model.trainable_parameters())
+
+
+def test_dropout_is_on_the_adapters_in_training_only() -> None:
+    model = LoRA(rank=2, dropout=0.5).compose(tiny_backbone(), [])
+    for _, weight in model.trainable_parameters():
+        weight.data += 0.3
+    ids = torch.randint(2, 90, (1, 6))
+    model.eval()
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    model.train()
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_adapters_are_saved_in_the_format_of_peft(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = LoRA(rank=2).compose(tiny_backbone(tokenizer=tiny_tokenizer()), [])
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_config.json").is_file()
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) == count(model)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "match": CrossAttention()}, {"rank": 0}])
+def test_either_a_rank_or_something_to_match(options: dict[str, Any]) -> None:
+    with pytest.raises(CalmError, match="rank"):
+        LoRA(**options)
