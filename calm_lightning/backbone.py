@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,7 @@ class BackboneSource:
         Raises:
             CalmError: If there is no such folder or name, or the folder lacks config or weights.
         """
+        self.path = os.path.expanduser(self.path)
         options: dict[str, Any] = {"trust_remote_code": False}
         if self.revision is not None:
             options["revision"] = self.revision
@@ -101,12 +103,9 @@ class BackboneSource:
 
     def _load_model(self, config: Any, options: dict[str, Any]) -> PreTrainedModel:
         if self.weights == "random":
-            generator_state = torch.get_rng_state()
-            torch.manual_seed(self.seed)
-            try:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
                 model = AutoModelForCausalLM.from_config(config, **options)
-            finally:
-                torch.set_rng_state(generator_state)
             return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
         model, report = AutoModelForCausalLM.from_pretrained(
             self.path,

@@ -50,9 +50,11 @@ def compose(
     Raises:
         CalmError: If a backbone cannot be read, or the composition cannot join them.
     """
-    return composition.compose(
-        as_backbone(anchor, dtype), [as_backbone(model, dtype) for model in augmenting]
-    )
+    backbones = [as_backbone(model, dtype) for model in (anchor, *augmenting)]
+    composed = composition.compose(backbones[0], backbones[1:])
+    if isinstance(composed, nn.Module):
+        composed.eval()  # as from_pretrained gives models; `train()` is the trainer's
+    return composed
 
 
 def as_backbone(model: BackboneLike, dtype: DType = "float32") -> Backbone:
@@ -213,7 +215,8 @@ def check_same(backbone: Backbone, reference: dict[str, Any], origin: str) -> No
             f"{origin} was trained with the {reference['role']} model {reference['name']!r} "
             f"(sha256 {reference['fingerprint'][:16]}…), but {backbone.name!r} "
             f"(sha256 {found[:16]}…) was given. A composition works only beside the backbones "
-            "that it was trained with."
+            "that it was trained with. (If it is the same model in float16: load it in float32 or "
+            "bfloat16, which leave the hash as it is.)"
         )
 
 

@@ -12,8 +12,10 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -112,15 +114,17 @@ class Job:
         """The row's config with this seed in every place that has one."""
         config = copy.deepcopy(self.row.config)
         config["seed_everything"] = self.seed
-        config.setdefault("data", {}).setdefault("init_args", {})["seed"] = self.seed
+        config["data"] = config.get("data") or {}
+        config["data"]["init_args"] = {**(config["data"].get("init_args") or {}), "seed": self.seed}
         return config
 
     def key(self) -> str:
         """A hash of all that decides the result: config, the backbones' files and the data's."""
         digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True, default=str).encode())
-        model = self.row.config.get("model", {})
-        for source in [model.get("anchor"), *model.get("augmenting", [])]:
-            folder = Path(str((source or {}).get("path", "")))
+        model = self.row.config.get("model") or {}
+        for source in [model.get("anchor"), *(model.get("augmenting") or [])]:
+            path = source.get("path", "") if isinstance(source, dict) else ""
+            folder = Path(str(path)).expanduser()
             files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
             for file in sorted(files) if folder.is_dir() else []:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -227,15 +231,32 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str) -> Row:
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the entries of `own` put over it, mapping by mapping.
 
-    Another `class_path` replaces the class with its arguments, because they belong together.
+    Another `class_path` replaces the class with its arguments, because they belong together. A
+    mapping that is the value of an argument (a task's `mixture`, say) is replaced whole, as
+    `calm fit` does with two configs.
     """
     if "class_path" in own and own["class_path"] != base.get("class_path"):
         return copy.deepcopy(dict(own))
     merged = copy.deepcopy(dict(base))
     for key, value in own.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
+        if both and key == "init_args":
+            merged[key] = {**merged[key], **_merge_arguments(merged[key], value)}
+        else:
+            merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
     return merged
+
+
+def _merge_arguments(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    def is_class(value: Any) -> bool:
+        return isinstance(value, Mapping) and bool({"class_path", "init_args"} & set(value))
+
+    return {
+        key: merge(base[key], value)
+        if is_class(value) and is_class(base.get(key))
+        else copy.deepcopy(value)
+        for key, value in own.items()
+    }
 
 
 def _only(said: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -294,7 +315,10 @@ def compare(
     with Progress(jobs, pending, folder, min(count, max(1, len(pending)))) as progress:
         # Spawned, not forked: torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(count, max(1, len(pending))), context)
+        pool = ProcessPoolExecutor(
+            min(count, max(1, len(pending))), context, initializer=_end_with_parent
+        )
+        _raise_on_signals()
         try:
             futures: dict[Future[None], Job] = {
                 pool.submit(run_job, job, folder, comparison.threads, dict(comparison.samples)): job
@@ -325,6 +349,29 @@ def compare(
         raise CalmError(
             f"{len(failed)} of {len(jobs)} runs failed; the others are in the table:\n{told}"
         )
+
+
+def _raise_on_signals() -> None:
+    """Let `kill` and a closed terminal raise, so that the workers are stopped too."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
+
+
+def _end_with_parent() -> None:
+    """In a worker: do not outlive a parent that was killed."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def finished(job: Job, out: Path) -> dict[str, Any] | None:
@@ -397,7 +444,7 @@ def split_metrics(
     logged = {k.removeprefix("test/"): v for k, v in logged.items() if k.startswith("test/")}
     headlines = {}
     for each in module.evaluation_sets:
-        scorer = module.scorers[each.name] if each.name in module.scorers else None
+        scorer = module.scorer(each.name)
         headlines[each.name] = f"{each.name}/{scorer.headline if scorer else 'loss_nats'}"
     metrics = {name: logged[key] for name, key in headlines.items() if key in logged}
     return metrics, {k: v for k, v in logged.items() if k not in headlines.values()}

@@ -54,7 +54,7 @@ class Plugin:
             if isinstance(thing, type)
             and issubclass(thing, CONTRACTS)
             and not inspect.isabstract(thing)
-            and thing.__module__.startswith(self.target)
+            and f"{thing.__module__}.".startswith(f"{self.module.__name__}.")
         ]
 
 

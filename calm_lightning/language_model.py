@@ -29,6 +29,11 @@ class TextModel(LanguageModel):
         """The backbone whose tokenizer reads and writes."""
 
     @property
+    def readers(self) -> tuple[Backbone, ...]:
+        """Every backbone that reads the text, so that the text must fit its context."""
+        return (self.anchor_backbone,)
+
+    @property
     def pad_id(self) -> int:
         """Token id that fills rows up; masked everywhere, so any id serves."""
         tokenizer = self.anchor_backbone.tokenizer
@@ -48,7 +53,8 @@ class TextModel(LanguageModel):
     ) -> dict[str, Tensor]:
         anchor = self.anchor_backbone
         rows = tokenize(anchor.require_tokenizer(), texts, targets, ends)
-        check_fits(rows, anchor.context, anchor.name)
+        for backbone in self.readers:
+            check_fits(rows, backbone.context, backbone.name)
         return (pad_left if targets is None else pad_right)(rows, self.pad_id)
 
     @override
@@ -62,9 +68,10 @@ class TextModel(LanguageModel):
         batch = {name: t.to(device) for name, t in self.encode(prompts).items()}
         length = batch["input_ids"].shape[1]
         new = generation_kwargs.get("max_new_tokens")
-        if new is not None and anchor.context is not None and length + new > anchor.context:
+        if new is not None:
             rows = tokenize(tokenizer, prompts)
-            check_fits(rows, anchor.context, anchor.name, new)
+            for backbone in self.readers:
+                check_fits(rows, backbone.context, backbone.name, new)
         options: dict[str, Any] = {"pad_token_id": self.pad_id, **generation_kwargs}
         if stop:
             options |= {"stop_strings": list(stop), "tokenizer": tokenizer}

@@ -123,10 +123,15 @@ class CalmModule(L.LightningModule):
         task.collate = Collator(self.model)
         if not self.evaluation_sets:
             self.evaluation_sets = list(task.evaluation_sets())
+            check_names([each.name for each in self.evaluation_sets])
             for each in self.evaluation_sets:
-                self.losses[each.name] = TextLoss().to(self.device)
+                self.losses[_key(each.name)] = TextLoss().to(self.device)
                 if each.scorer is not None:
-                    self.scorers[each.name] = each.scorer().to(self.device)
+                    self.scorers[_key(each.name)] = each.scorer().to(self.device)
+
+    def scorer(self, name: str) -> Scorer | None:
+        """The scorer of an evaluation set; None if only its loss is measured."""
+        return cast(Scorer, self.scorers[_key(name)]) if _key(name) in self.scorers else None
 
     @property
     def language_model(self) -> LanguageModel:
@@ -185,7 +190,8 @@ class CalmModule(L.LightningModule):
         self.log("train/gradient_norm", norm)
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Not at the batch's end: checkpoints are written before a module's own hook there.
         self.trainer.datamodule.consumed_batches += 1  # type: ignore[attr-defined]
 
     @override
@@ -246,8 +252,8 @@ class CalmModule(L.LightningModule):
     def _evaluate(self, examples: Sequence[Example], kind: EvaluationSet) -> None:
         if not self._can_ask(examples):
             return
-        if kind.name in self.scorers:
-            cast(Scorer, self.scorers[kind.name]).update(self.answer(examples, kind), examples)
+        if (scorer := self.scorer(kind.name)) is not None:
+            scorer.update(self.answer(examples, kind), examples)
         inputs = self.language_model.encode(
             [self.prompt_of(e) for e in examples],
             [e.target for e in examples],
@@ -256,7 +262,7 @@ class CalmModule(L.LightningModule):
         inputs = {name: t.to(self.device) for name, t in inputs.items()}
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         loss = self.language_model(**inputs).loss
-        cast(TextLoss, self.losses[kind.name]).update(
+        cast(TextLoss, self.losses[_key(kind.name)]).update(
             loss, tokens, sum(len(e.target) for e in examples)
         )
 
@@ -269,11 +275,11 @@ class CalmModule(L.LightningModule):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        for name, loss in self.losses.items():
+        for name in (each.name for each in self.evaluation_sets):
             scores: dict[str, Tensor] = {}
-            metrics = [self.scorers[name], loss] if name in self.scorers else [loss]
-            for metric in cast(list[Metric], metrics):
-                if metric.update_count == 0:
+            metrics = [self.scorer(name), self.losses[_key(name)]]
+            for metric in cast(list[Metric | None], metrics):
+                if metric is None or metric.update_count == 0:
                     continue
                 scores |= metric.compute()
                 with torch.inference_mode(
@@ -339,3 +345,22 @@ def learning_rate_share(
         return 1 - (1 - final_share) * fall
 
     return share
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of evaluation sets that a table or a log could not tell apart.
+
+    Raises:
+        CalmError: If two are the same, or one is empty or holds a slash.
+    """
+    for name in names:
+        if not name or "/" in name or names.count(name) > 1:
+            raise CalmError(
+                f"Evaluation sets need different names without a slash; there is {name!r} among "
+                f"{list(names)}."
+            )
+
+
+def _key(name: str) -> str:
+    """An evaluation set's name as torch takes it for a module: any name, no dot."""
+    return f"set {name.replace('.', ' ')}"

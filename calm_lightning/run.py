@@ -201,9 +201,10 @@ class CalmCLI(LightningCLI):
         if self._before:
             print_change(self._before, self.trainer.callback_metrics)
         if run:
+            whole = Path(run, "model", "config.json").is_file()  # an adapter alone answers nothing
             print(
-                f"The trained model is in {run}/model. Score it: calm test --run {run}. Ask it: "
-                f'calm generate {run}/model --prompt "..."'
+                f"The trained model is in {run}/model. Score it: calm test --run {run}."
+                + (f' Ask it: calm generate {run}/model --prompt "..."' if whole else "")
             )
 
 

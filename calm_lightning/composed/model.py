@@ -166,6 +166,11 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
 
     @property
     @override
+    def readers(self) -> tuple[Backbone, ...]:
+        return self.backbones
+
+    @property
+    @override
     def frozen_backbones(self) -> tuple[Backbone, ...]:
         return self.backbones
 

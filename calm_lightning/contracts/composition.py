@@ -119,8 +119,9 @@ class Composition(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The constructor arguments that build this composition again."""
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in names if name != "self"}
+        arguments = inspect.signature(type(self)).parameters.values()
+        named = [a.name for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+        return {name: getattr(self, name) for name in named}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())

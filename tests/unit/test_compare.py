@@ -203,7 +203,7 @@ def module(**changes: Any) -> Any:
     sets = [EvaluationSet("asked", examples, ExactMatch), EvaluationSet("text", examples, None)]
     return SimpleNamespace(**{
         "evaluation_sets": sets,
-        "scorers": {"asked": ExactMatch()},
+        "scorer": {"asked": ExactMatch()}.get,
         "_can_ask": lambda examples: True,
         "answer": lambda examples, kind: [f"{kind.name} {e.prompt}" for e in examples],
         **changes,

@@ -28,8 +28,8 @@ def test_the_rank_says_how_many_weights_there_are() -> None:
 
 
 def test_it_matches_a_composition_as_nearly_as_a_rank_can() -> None:
-    augmenting = tiny_backbone(width=16, seed=1)
-    wanted = count(CrossAttention(every=2).compose(tiny_backbone(), [augmenting]))
+    other, augmenting = (tiny_backbone(width=16, seed=1) for _ in range(2))
+    wanted = count(CrossAttention(every=2).compose(tiny_backbone(), [other]))
     matched = LoRA(match=CrossAttention(every=2)).compose(tiny_backbone(), [augmenting])
     one = count(LoRA(rank=1).compose(tiny_backbone(), []))
     assert abs(count(matched) - wanted) <= one / 2

@@ -7,10 +7,11 @@ and does not say which matrices were adapted; here it is every linear layer of t
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
-from calm_lightning.composed import ComposedModel
+from calm_lightning.composed import HiddenStateComposition
 from calm_lightning.contracts import CalmError, Composition
 from calm_lightning.language_model import PlainModel
 
@@ -70,15 +71,23 @@ class LoRA(Composition):
 
     def _matching_rank(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> int:
         assert self.match is not None
+        if not isinstance(self.match, HiddenStateComposition):
+            raise CalmError(
+                f"LoRA can match a composition of hidden states, such as CrossAttention; "
+                f"{type(self.match).__name__} would change the anchor itself. Give a rank instead."
+            )
         composed = self.match.compose(anchor, augmenting)
         wanted = sum(p.numel() for _, p in composed.trainable_parameters())
-        if isinstance(composed, ComposedModel):
-            composed.detach()
+        composed.detach()
         per_rank = sum(
-            layer.in_features + layer.out_features
+            sum(layer.weight.shape)
             for layer in anchor.layers.modules()
-            if isinstance(layer, nn.Linear)
+            if isinstance(layer, nn.Linear | Conv1D)
         )
+        if not per_rank:
+            raise CalmError(
+                f"LoRA finds no linear layer to adapt in {anchor.name!r}, so no rank matches."
+            )
         return max(1, round(wanted / per_rank))
 
 

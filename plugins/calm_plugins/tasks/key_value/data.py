@@ -366,8 +366,8 @@ def _ask(
     meta: dict[str, Any] = {"operands": len(expression.numbers)}
     if question in ("direct", "worked", "after_keys"):
         target += str(expression.value)
-        if expression.keys:
-            meta["prompt/substituted"] = expression.plain + last
+    if question in ("subs", "direct", "worked"):
+        meta["prompt/substituted"] = expression.plain + last
     if expression.keys:
         meta["unseen_keys"] = sum(key in table.unseen for key in expression.keys)
     return Example(prompt + last, target, meta)
