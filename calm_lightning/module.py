@@ -163,6 +163,12 @@ class CalmModule(L.LightningModule):
     # ------------------------------------------------------------------ training
 
     @override
+    def on_train_start(self) -> None:
+        # Lightning leaves every module in the mode it is in, and loaded models are in eval mode.
+        # What is frozen stays there (`train` of our models sees to it); what learns must not.
+        self.train()
+
+    @override
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
@@ -282,9 +288,7 @@ class CalmModule(L.LightningModule):
                 if metric is None or metric.update_count == 0:
                     continue
                 scores |= metric.compute()
-                with torch.inference_mode(
-                    False
-                ):  # or its fresh state could not be changed in a fit
+                with torch.inference_mode(False):  # or a fit could not change the fresh state
                     metric.reset()
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
 

@@ -75,7 +75,8 @@ def test_a_run_fits_the_signatures(file: Path) -> None:
 def test_every_row_of_a_comparison_fits_the_signatures(file: Path) -> None:
     comparison = read_comparison(file)
     for job in comparison.jobs:
-        parse(job.config())
+        if job.seed == comparison.seeds[0]:
+            parse(job.config())
 
 
 @pytest.mark.parametrize("file", COMPARISONS, ids=name)

@@ -1,8 +1,10 @@
 """What the LightningModule promises: schedule, scores, and checkpoints of the trained part only."""
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from calm_lightning.backbone import Backbone, BackboneSource
-from calm_lightning.callbacks import NothingFrozenMoved
+from calm_lightning.callbacks import NothingFrozenMoved, WriteAnswers
 from calm_lightning.contracts import (
     CalmError,
     Composition,
@@ -181,14 +183,20 @@ def test_evaluation_in_small_batches_equals_one_in_one() -> None:
 
 def test_each_validation_starts_anew_also_after_one_outside_the_fit() -> None:
     """Also: metrics that were reset in inference mode can still be added to in a fit."""
-    module, task = make(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0)), Sums()
-    run = trainer(max_steps=4, val_check_interval=2)
+    module, task = make(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.3)), Sums()
+    run = trainer(max_steps=4, val_check_interval=2, check_val_every_n_epoch=None)
+
+    def check() -> float:
+        nats, tokens, _ = by_hand(module.language_model, SUMS)
+        assert float(run.callback_metrics["val/sums/loss_nats"]) == pytest.approx(
+            nats / tokens, rel=1e-4
+        )
+        return nats
+
     run.validate(module, datamodule=task, verbose=False)
-    before = dict(run.callback_metrics)
+    before = check()
     run.fit(module, datamodule=task)
-    assert "val/sums/loss_nats" in before
-    for name, value in before.items():
-        assert float(run.callback_metrics[name]) == pytest.approx(float(value), abs=1e-6)
+    assert check() != pytest.approx(before, rel=1e-3)
 
 
 def test_validation_takes_some_examples_and_test_all() -> None:
@@ -231,6 +239,14 @@ def test_predictions_are_the_greedy_answers_in_order() -> None:
     assert sums == wanted
 
 
+def test_predictions_leave_out_what_cannot_be_asked(tmp_path: Path) -> None:
+    module, task = make(ask_with="words"), Sums(asked=ODD, evaluation_batch_size=2)
+    trainer(callbacks=[WriteAnswers(str(tmp_path))]).predict(module, datamodule=task)
+    said = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    found = [(entry["set"], entry["prompt"], entry["target"]) for entry in said]
+    assert found == [("sums", e.meta["prompt/words"], e.target) for e in ODD]
+
+
 # ------------------------------------------------------------------ training and checkpoints
 
 
@@ -246,6 +262,32 @@ def test_a_fit_changes_what_is_trained_and_nothing_else() -> None:
     assert moved
     assert moved <= names
     assert module.num_trainable == sum(before[name].numel() for name in names)
+
+
+@pytest.mark.parametrize("composition", [Single(train=True), CrossAttention(every=2)], ids=repr)
+def test_what_learns_is_in_training_mode_and_what_is_frozen_is_not(
+    composition: Composition,
+) -> None:
+    """A loaded model is in eval mode, and Lightning leaves it there: dropout would never act."""
+    module, seen = make(composition), {}
+
+    class Modes(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            seen["learns"] = {
+                m.training
+                for m in pl_module.model.modules()
+                if any(p.requires_grad for p in m.parameters(recurse=False))
+            }
+            frozen = pl_module.model.frozen_backbones
+            seen["frozen"] = {m.training for b in frozen for m in b.model.modules()}
+
+    task = Sums(validation_examples=2)
+    fitting = trainer(max_steps=1, callbacks=[Modes()])
+    fitting.validate(module, datamodule=task, verbose=False)
+    module.eval()
+    fitting.fit(module, datamodule=task)
+    assert seen["learns"] == {True}
+    assert seen["frozen"] <= {False}
 
 
 def test_a_frozen_weight_that_moved_is_noticed() -> None:
