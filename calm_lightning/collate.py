@@ -67,7 +67,9 @@ def tokenize(
         targets: What follows each.
         ends: Whether the end-of-text token follows each target.
     """
-    prompts = [_without_end(tokenizer, ids) for ids in _ids(tokenizer, texts)]
+    # An empty prompt starts from the token between texts: the first token has to follow something.
+    between = [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None][:1]
+    prompts = [_without_end(tokenizer, ids) or between for ids in _ids(tokenizer, texts)]
     if targets is None:
         return [Row(ids, len(ids)) for ids in prompts]
     whole = _ids(tokenizer, [a + b for a, b in zip(texts, targets, strict=True)])
@@ -76,6 +78,7 @@ def tokenize(
     for prompt, full, target, end in zip(prompts, whole, targets, flags, strict=True):
         full = _without_end(tokenizer, full)
         if full[: len(prompt)] != prompt:
+            # Nothing precedes the target, or the tokenizer joins it with the prompt's end.
             full = prompt + _ids(tokenizer, [target], add_special_tokens=False)[0]
         if end and tokenizer.eos_token_id is not None:
             full = [*full, tokenizer.eos_token_id]

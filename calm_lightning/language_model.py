@@ -55,6 +55,11 @@ class TextModel(LanguageModel):
         rows = tokenize(anchor.require_tokenizer(), texts, targets, ends)
         for backbone in self.readers:
             check_fits(rows, backbone.context, backbone.name)
+        if targets is None and not all(row.ids for row in rows):
+            raise CalmError(
+                "An empty prompt cannot be continued: the tokenizer has no token to start a text "
+                "with. Give at least one character."
+            )
         return (pad_left if targets is None else pad_right)(rows, self.pad_id)
 
     @override

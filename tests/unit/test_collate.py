@@ -65,7 +65,9 @@ def test_the_prompt_is_tokenized_as_in_generation() -> None:
 
 def test_an_empty_prompt_learns_the_whole_text(letters: PreTrainedTokenizerFast) -> None:
     (row,) = cut(letters, [""], ["abc"], ends=False)
-    assert (row.prompt_length, len(row.ids)) == (0, 3)
+    # Without a token to begin with, the one between texts is given, or `a` would follow nothing.
+    assert row.ids[0] == letters.eos_token_id
+    assert (row.prompt_length, len(row.ids)) == (1, 1 + 3)
     (begun,) = cut(joining(start=True), [""], ["abc"], ends=False)
     assert begun.ids == [0, 4, 5]
     assert begun.prompt_length == 1  # its first token is given, so every letter is learnt

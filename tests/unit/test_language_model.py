@@ -121,3 +121,15 @@ def test_texts_need_a_tokenizer_and_say_so() -> None:
     model = PlainModel(tiny_backbone(), lambda folder: None)
     with pytest.raises(CalmError, match="has no tokenizer"):
         model.encode(["a"])
+
+
+def test_an_empty_prompt_is_continued_and_its_first_token_counts() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    model = PlainModel(tiny_backbone(tokenizer=tokenizer), lambda _: None)
+    assert model.loglikelihood("", "ab") < model.loglikelihood("", "a") < 0
+    (answer,) = model.generate_text([""], max_new_tokens=2, do_sample=False)
+    assert answer
+    tokenizer.eos_token = None
+    with pytest.raises(CalmError, match="empty prompt"):
+        model.generate_text([""], max_new_tokens=2)
