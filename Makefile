@@ -23,7 +23,7 @@ demo: $(READY) ## Compose two small models, run the first controls, print the ta
 table1: $(READY) ## The paper's Table 1 with all controls and three seeds; can be stopped.
 	$(BIN)/calm compare configs/key_value/table1.yaml
 
-backbones: $(READY) ## Train the demo's two backbones again, from nothing (an hour or less).
+backbones: $(READY) ## Train the demo's two backbones again, from nothing.
 	rm -rf runs/backbones
 	$(BIN)/python -m calm_plugins.tasks.key_value.number_embeddings \
 	    configs/models/key_value/anchor runs/backbones/anchor_0 --seed 1
