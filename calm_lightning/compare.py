@@ -467,7 +467,8 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
     from calm_lightning.run import CalmCLI, quiet_libraries
 
     quiet_libraries()
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # each has a level of its own
     sys.argv[1:] = []  # LightningCLI would warn of the parent's arguments
     torch.set_num_threads(threads)
     folder = job.folder(out)
@@ -504,6 +505,7 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
         "commit": commit(),
         "hardware": hardware(cli.trainer),
         "details": details,
+        "signatures": cli.model.signatures(),
         "characters_per_second": speed,
         "memory_mib": peak_memory(),
         "outcomes": cli.model.outcomes,

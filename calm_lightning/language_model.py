@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
+from transformers import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
@@ -16,6 +17,7 @@ from calm_lightning.alignment import positions_of
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, Row, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.stopping import StopAtText
 
 
 class TextModel(LanguageModel):
@@ -66,6 +68,21 @@ class TextModel(LanguageModel):
                 "with. Give at least one character."
             )
         return (pad_left if targets is None else pad_right)(rows, self.pad_id)
+
+    def fits(
+        self, texts: Sequence[str], targets: Sequence[str] | None = None, new_tokens: int = 0
+    ) -> list[bool]:
+        """Which texts every reader's context holds.
+
+        Args:
+            texts: Prompts.
+            targets: What follows each, if that is read too.
+            new_tokens: How many tokens are to be written after each.
+        """
+        contexts = [reader.context for reader in self.readers if reader.context is not None]
+        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets)
+        limit = min(contexts, default=float("inf"))
+        return [len(row.ids) + new_tokens <= limit for row in rows]
 
     @override
     @torch.no_grad()
@@ -139,7 +156,8 @@ class TextModel(LanguageModel):
                 check_fits(rows, backbone.context, backbone.name, new)
         options: dict[str, Any] = {"pad_token_id": self.pad_id, **generation_kwargs}
         if stop:
-            options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
+            ends = StopAtText(tokenizer, stop, batch["input_ids"].shape[1])
+            options["stopping_criteria"] = StoppingCriteriaList([ends])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         sequences = self.generate(**batch, **options)
         if not isinstance(sequences, Tensor):

@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -43,10 +45,11 @@ class TextLoss(Metric):
     nats: Tensor
     tokens: Tensor
     characters: Tensor
+    too_long: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("nats", "tokens", "characters"):
+        for name in ("nats", "tokens", "characters", "too_long"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
@@ -55,12 +58,17 @@ class TextLoss(Metric):
         self.tokens += tokens
         self.characters += characters
 
+    def leave_out(self, examples: int) -> None:
+        """Count examples that no model could read."""
+        self.too_long += examples
+
     @override
     def compute(self) -> dict[str, Tensor]:
-        return {
+        losses = {
             "loss_nats": self.nats / self.tokens,
             "loss_nats_per_character": self.nats / self.characters,
         }
+        return losses | ({"too_long": self.too_long} if self.too_long else {})
 
 
 class CalmModule(L.LightningModule):
@@ -119,6 +127,7 @@ class CalmModule(L.LightningModule):
         # one, and what answering took.
         self.outcomes: dict[str, list[float]] = {}
         self.answering_seconds, self.answered_characters = 0.0, 0
+        self._answered_batches = 0
 
     # ------------------------------------------------------------------ building
 
@@ -261,38 +270,68 @@ class CalmModule(L.LightningModule):
         return self.answer(batch, self.evaluation_sets[dataloader_idx])
 
     def answer(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
-        """What the model says to each example, greedily."""
+        """What the model says to each example; nothing to one that does not fit its context."""
+        prompts = [self.prompt_of(e) for e in examples]
+        asked = self._fitting(prompts, None, kind.max_new_tokens)
+        if not asked:
+            return [""] * len(prompts)
         started = time.perf_counter()
-        answers = self.language_model.generate_text(
-            [self.prompt_of(e) for e in examples],
-            stop=kind.stop,
-            max_new_tokens=kind.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
+        with _seeded(f"{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"):
+            said = self.language_model.generate_text(
+                [prompts[i] for i in asked],
+                stop=kind.stop,
+                max_new_tokens=kind.max_new_tokens,
+                **{"do_sample": False, "num_beams": 1, **kind.generation},
+            )
         self.answering_seconds += time.perf_counter() - started
-        self.answered_characters += sum(map(len, answers))
-        return answers
+        self.answered_characters += sum(map(len, said))
+        self._answered_batches += 1
+        answers = dict(zip(asked, said, strict=True))
+        return [answers.get(i, "") for i in range(len(prompts))]
+
+    def _fitting(
+        self, prompts: Sequence[str], targets: Sequence[str] | None, new_tokens: int = 0
+    ) -> list[int]:
+        """Numbers of the texts that the model's context holds."""
+        model = self.language_model
+        if not isinstance(model, TextModel):
+            return list(range(len(prompts)))
+        fits = model.fits(prompts, targets, new_tokens)
+        return [number for number, fitting in enumerate(fits) if fitting]
 
     def _evaluate(self, examples: Sequence[Example], kind: EvaluationSet) -> None:
         if not self._can_ask(examples):
             return
+        losses = cast(TextLoss, self.losses[_key(kind.name)])
+        prompts, targets = [self.prompt_of(e) for e in examples], [e.target for e in examples]
+        room = 0
         if (scorer := self.scorer(kind.name)) is not None:
+            room = kind.max_new_tokens
             answers = self.answer(examples, kind)
             scorer.update(answers, examples)
             if (each := scorer.each(answers, examples)) is not None:
                 self.outcomes.setdefault(kind.name, []).extend(each)
+        fitting = sorted({*self._fitting(prompts, targets)} & {*self._fitting(prompts, None, room)})
+        losses.leave_out(len(examples) - len(fitting))
+        if not fitting:
+            return
         inputs = self.language_model.encode(
-            [self.prompt_of(e) for e in examples],
-            [e.target for e in examples],
-            ends=[e.ends for e in examples],
+            [prompts[i] for i in fitting],
+            [targets[i] for i in fitting],
+            ends=[examples[i].ends for i in fitting],
         )
         inputs = {name: t.to(self.device) for name, t in inputs.items()}
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         loss = self.language_model(**inputs).loss
-        cast(TextLoss, self.losses[_key(kind.name)]).update(
-            loss, tokens, sum(len(e.target) for e in examples)
-        )
+        losses.update(loss, tokens, sum(len(targets[i]) for i in fitting))
+
+    def signatures(self) -> dict[str, str]:
+        """How the scores of all evaluation sets are counted, where their libraries say it."""
+        found: dict[str, str] = {}
+        for each in self.evaluation_sets:
+            if (scorer := self.scorer(each.name)) is not None:
+                found |= scorer.signatures()
+        return found
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -305,6 +344,7 @@ class CalmModule(L.LightningModule):
     def _forget_answers(self) -> None:
         self.outcomes = {}
         self.answering_seconds, self.answered_characters = 0.0, 0
+        self._answered_batches = 0
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -404,3 +444,11 @@ def check_names(names: Sequence[str]) -> None:
 def _key(name: str) -> str:
     """An evaluation set's name as torch takes it for a module: any name, no dot."""
     return f"set {name.replace('.', ' ')}"
+
+
+@contextmanager
+def _seeded(name: str) -> Iterator[None]:
+    """Random numbers from the run's seed and a name, so that sampling can be repeated."""
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(f"{torch.initial_seed()}/{name}".encode()))
+        yield

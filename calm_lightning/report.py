@@ -518,8 +518,16 @@ def print_plugins(plugins: Sequence["Plugin"]) -> None:
     Console().print(table)
 
 
-def print_scores(metrics: Mapping[str, float], title: str) -> None:
-    """Scores as one table: a line per evaluation set, a column per kind of score."""
+def print_scores(
+    metrics: Mapping[str, float], title: str, signatures: Mapping[str, str] | None = None
+) -> None:
+    """Scores as one table: a line per evaluation set, a column per kind of score.
+
+    Args:
+        metrics: By `stage/set/score`.
+        title: Of the table.
+        signatures: How each kind of score was counted.
+    """
     sets: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         _, name, score = key.split("/", 2)
@@ -530,8 +538,16 @@ def print_scores(metrics: Mapping[str, float], title: str) -> None:
         table.add_row(name, *(f"{values[s]:.4f}" if s in values else NOTHING for s in scores))
         for detail, value in values.items():
             if "=" in detail:
-                table.add_row(f"  {detail.partition('/')[2]}", f"{value:.4f}")
+                table.add_row(f"  {detail}", f"{value:.4f}")
     Console().print(table)
+    for name, values in sets.items():
+        if "too_long" in values:
+            print(
+                f"{values['too_long']:.0f} questions of {name} do not fit the context of every "
+                "model with room for an answer. They count as unanswered, and not in the loss."
+            )
+    for name, signature in (signatures or {}).items():
+        print(f"{name}: {signature}")
 
 
 def print_change(before: Mapping[str, float], after: Mapping[str, Any]) -> None:

@@ -179,7 +179,8 @@ class CalmCLI(LightningCLI):
         logged = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         scores = {k: v for k, v in logged.items() if k.startswith(f"{stage}/")}
         if self.trainer.is_global_zero:
-            print_scores(scores, f"{stage}, {self.config[self.config.subcommand].run}")
+            title = f"{stage}, {self.config[self.config.subcommand].run}"
+            print_scores(scores, title, self.model.signatures())
 
     def before_fit(self) -> None:
         """Score the untrained composition, which answers as the anchor alone does."""

@@ -68,6 +68,10 @@ class TextMemory:
         self.ids: list[list[int]] = []
         self.order: Int[Tensor, "batch columns"] = torch.zeros((0, 0), dtype=torch.long)
 
+    def reset(self) -> None:
+        """Forget everything."""
+        self.ids, self.order = [], torch.zeros((0, 0), dtype=torch.long)
+
     def advance(
         self, wanted: Sequence[Sequence[int]], device: torch.device
     ) -> tuple[Int[Tensor, "batch new"], Int[Tensor, "batch new"]]:
@@ -214,8 +218,7 @@ class ComposedCache(DynamicCache):
         super().reset()
         self.prompt_length = None
         self.anchor_ids, self.tokens_read = [], 0
-        self.texts = {index: TextMemory() for index in self.texts}
-        for part in (*self.augmenting, *self.bridges):
+        for part in (*self.augmenting, *self.bridges, *self.texts.values()):
             part.reset()
 
     @override

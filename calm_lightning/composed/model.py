@@ -11,7 +11,7 @@ work alone.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,50 +19,27 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
-from calm_lightning.alignment import (
-    TextAlignment,
-    positions_of,
-    share_token_ids,
-    visible_tokens,
-)
+from calm_lightning.alignment import positions_of, visible_tokens
 from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED
 from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
-from calm_lightning.composed.wiring import Connection, wire
+from calm_lightning.composed.growing import with_another, without_one
+from calm_lightning.composed.reading import AugmentingReader, Offer, Page
+from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
 from calm_lightning.language_model import TextModel
 
 Sees = Literal["full", "prompt"]
 Disturbance = Literal["zero", "shuffle"]
-
-
-@dataclass
-class _Offer:
-    """What one augmenting model offers the bridges in a forward pass."""
-
-    visible: Bool[Tensor, "batch new columns"]
-    """No row is empty, for that would be NaN; where nothing may be read, see `sees_something`."""
-    sees_something: Bool[Tensor, "batch new 1"]
-    positions: Int[Tensor, "batch new_columns"]
-    """The anchor position at which each new column becomes visible."""
-    anew: bool = False
-    """Whether the columns replace what was remembered, instead of being appended to it."""
-    states: dict[int, Tensor] = field(default_factory=dict)
-    """Outputs of the tapped layers at the new columns; empty if there are no new columns."""
-
-    @classmethod
-    def of(cls, visible: Tensor, positions: Tensor, anew: bool = False) -> "_Offer":
-        sees_something = visible.any(-1, keepdim=True)
-        return cls(visible | ~sees_something, sees_something, positions, anew)
 
 
 @dataclass
@@ -73,10 +50,10 @@ class _Run:
     cache: ComposedCache | None
     head_rows: Tensor | None = None
     """[batch, seq], True where the vocabulary head is wanted; None for everywhere."""
-    offers: dict[int, _Offer] = field(default_factory=dict)
+    offers: dict[int, Offer] = field(default_factory=dict)
     """By augmenting model; those that are switched off are not in it."""
-    reading: int | None = None
-    """The augmenting model that is running; None while the anchor is."""
+    anchor_runs: bool = False
+    """False while augmenting models run: one of them may be the same object as the anchor."""
 
 
 class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
@@ -125,15 +102,13 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         self.augmenting_sees = augmenting_sees
         # Plain objects: their modules are registered above.
         self.backbones: tuple[Backbone, ...] = (anchor, *augmenting)
-        # None: the augmenting model reads the anchor's own token ids.
-        self.alignments: tuple[TextAlignment | None, ...] = tuple(
-            None
-            if share_token_ids(anchor, model)
-            else TextAlignment(anchor, model, prompt_only=augmenting_sees == "prompt")
-            for model in augmenting
-        )
-        self._trunks = tuple(
-            _trunk(model, 1 + max(c.augmenting_layer for c in connections if c.augmenting == index))
+        self.augmenting_readers = tuple(
+            AugmentingReader(
+                anchor,
+                model,
+                {c.augmenting_layer for c in connections if c.augmenting == index},
+                prompt_only=augmenting_sees == "prompt",
+            )
             for index, model in enumerate(augmenting)
         )
         self._run: _Run | None = None
@@ -247,6 +222,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
                     else None
                 )
                 self._read_augmenting(input_ids, attention_mask, position_ids, past, prompt_mask)
+            self._run.anchor_runs = True
             if self.anchor_backbone.accepts("position_ids"):
                 inputs["position_ids"] = position_ids
             output = self.anchor(
@@ -287,92 +263,22 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         run = self._run
         assert run is not None
         batch, new = input_ids.shape
-        rows: list[list[int]] | None = None  # all tokens so far, without padding
-        for index, alignment in enumerate(self.alignments):
+        cache, device = run.cache, input_ids.device
+        page: Page | None = None
+        for index, reader in enumerate(self.augmenting_readers):
             if index in self._silent:
                 continue
-            if alignment is None:
-                run.offers[index] = _Offer.of(
-                    visible_tokens(attention_mask, batch, past, new, input_ids.device, prompt_mask),
-                    position_ids,
-                )
-                self._run_trunk(index, input_ids, attention_mask, position_ids, cached=True)
-                continue
-            if rows is None:
-                fresh = _unpadded(input_ids, attention_mask)
-                rows = fresh if run.cache is None else run.cache.read_on(fresh, new)
-            prompt_lengths: list[int] | None = None
-            if prompt_mask is not None:
-                prompt_lengths = _prompt_lengths(prompt_mask, attention_mask)
-            self._read_by_text(index, alignment, rows, input_ids, attention_mask, prompt_lengths)
-
-    def _read_by_text(
-        self,
-        index: int,
-        alignment: TextAlignment,
-        rows: list[list[int]],
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        prompt_lengths: list[int] | None,
-    ) -> None:
-        """Run an augmenting model with another tokenizer over the text that is new to it."""
-        run = self._run
-        assert run is not None
-        device, new = input_ids.device, input_ids.shape[1]
-        readings = [
-            alignment.read(row, prompt_lengths[number] if prompt_lengths is not None else None)
-            for number, row in enumerate(rows)
-        ]
-        wanted = [reading.ids for reading in readings]
-        # A model that counts columns cannot have gaps between them, so it reads all of it again.
-        gaps = run.cache is not None and _tells_gaps(self.backbones[1 + index])
-        memory = run.cache.texts[index] if run.cache is not None else TextMemory()
-        anew = not gaps and memory.ids != wanted
-        if anew:
-            memory = TextMemory()
-            if run.cache is not None:
-                run.cache.texts[index] = memory
-        ids, order = memory.advance(wanted, device)
-        counts = torch.zeros(input_ids.shape, dtype=torch.long)
-        real = torch.ones_like(counts) if attention_mask is None else attention_mask[:, -new:].cpu()
-        for row, reading in enumerate(readings):
-            here = real[row].bool()
-            counts[row, here] = torch.tensor(
-                reading.counts[len(reading.counts) - int(here.sum()) :], dtype=torch.long
-            )
-        places = [reading.positions or [0] for reading in readings]
-        width = max(map(len, places))
-        table = torch.tensor([each + [0] * (width - len(each)) for each in places], device=device)
-        alive = memory.order >= 0
-        visible = alive[:, None] & (memory.order[:, None] < counts.to(device)[:, :, None])
-        run.offers[index] = _Offer.of(visible, table.gather(1, order.clamp(min=0)), anew)
-        if ids.shape[1]:
-            self._run_trunk(index, ids, alive.long(), order.clamp(min=0), cached=gaps)
-
-    def _run_trunk(
-        self,
-        index: int,
-        ids: Tensor,
-        mask: Tensor | None,
-        position_ids: Tensor,
-        cached: bool,
-    ) -> None:
-        """Run one augmenting model; its tapped states are kept by the hooks."""
-        run = self._run
-        assert run is not None
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if self.backbones[1 + index].accepts("position_ids"):
-            inputs["position_ids"] = position_ids
-        cached = cached and run.cache is not None
-        if cached:
-            assert run.cache is not None
-            inputs["past_key_values"] = run.cache.augmenting[index]
-        run.reading = index
-        try:
-            with torch.no_grad():
-                self._trunks[index](**inputs, use_cache=cached)
-        finally:
-            run.reading = None
+            own = None if cache is None else cache.augmenting[index]
+            if reader.alignment is None:
+                visible = visible_tokens(attention_mask, batch, past, new, device, prompt_mask)
+                offer = reader.read_tokens(input_ids, attention_mask, position_ids, visible, own)
+            else:
+                page = page or _page(input_ids, attention_mask, prompt_mask, cache)
+                memory = TextMemory() if cache is None else cache.texts[index]
+                offer = reader.read_text(page, own, memory)
+            how = self._disturbance.get(index)
+            offer.states = {n: _disturbed(state, how) for n, state in offer.states.items()}
+            run.offers[index] = offer
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to use: a given one, or a fresh one of ours in place of an empty one."""
@@ -403,7 +309,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
     def new_cache(self) -> ComposedCache:
         """An empty cache for this model, to be given to `generate` turn after turn."""
         readers = [connection.augmenting for connection in self.connections]
-        aligned = [i for i, alignment in enumerate(self.alignments) if alignment is not None]
+        aligned = [i for i, r in enumerate(self.augmenting_readers) if r.alignment is not None]
         return ComposedCache(self.backbones[0], self.backbones[1:], readers, aligned)
 
     def _prompt(
@@ -442,11 +348,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
     # ------------------------------------------------------------------ hooks
 
     def _install_hooks(self) -> None:
-        anchor, *augmenting = self.backbones
-        taps = {(c.augmenting, c.augmenting_layer) for c in self.connections}
-        for index, layer in sorted(taps):
-            tap = partial(self._tap, index, layer)
-            self._hooks.append(augmenting[index].layers[layer].register_forward_hook(tap))
+        anchor = self.backbones[0]
         for layer in sorted({c.anchor_layer for c in self.connections}):
             self._hooks.append(
                 anchor.layers[layer].register_forward_hook(partial(self._add, layer))
@@ -457,24 +359,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
 
     def detach(self) -> None:
         """Take the hooks out of the backbones; the composed model cannot be used afterwards."""
-        for hook in self._hooks:
+        for hook in (*self._hooks, *(h for r in self.augmenting_readers for h in r.hooks)):
             hook.remove()
-
-    def _tap(self, index: int, layer: int, module: nn.Module, args: Any, output: Any) -> None:
-        run = self._run
-        if run is None or run.reading != index:
-            return
-        state = output if isinstance(output, Tensor) else output[0]
-        disturbance = self._disturbance.get(index)
-        if disturbance == "zero":
-            state = torch.zeros_like(state)
-        elif disturbance == "shuffle":
-            state = state.roll(1, dims=0)
-        run.offers[index].states[layer] = state
 
     def _add(self, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._run
-        if run is None or run.reading is not None or self._switched_off:
+        if run is None or not run.anchor_runs or self._switched_off:
             return None
         anchor_states = output if isinstance(output, Tensor) else output[0]
         result = anchor_states
@@ -490,7 +380,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         return result if isinstance(output, Tensor) else (result, *output[1:])
 
     def _added(
-        self, number: int, connection: Connection, offer: _Offer, anchor_states: Tensor
+        self, number: int, connection: Connection, offer: Offer, anchor_states: Tensor
     ) -> Tensor:
         """What one bridge says, after it has remembered what is new."""
         run = self._run
@@ -512,7 +402,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
 
     def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         run = self._run
-        if run is None or run.reading is not None or run.head_rows is None:
+        if run is None or not run.anchor_runs or run.head_rows is None:
             return None
         hidden = args[0]
         if hidden.shape[:2] != run.head_rows.shape:
@@ -589,20 +479,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         Raises:
             CalmError: If a layer does not exist, or the composition makes no bridges.
         """
-        composition = self.composition
-        make_bridge = getattr(composition, "make_bridge", None)
-        if make_bridge is None:
-            raise CalmError(f"{type(composition).__name__} cannot make bridges for another model.")
-        anchor, *augmenting = self.backbones
-        common = getattr(composition, "connections", None)
-        if connections is None and common and isinstance(common[0][0], int):
-            connections = common
-        wired = wire(anchor, [backbone], connections, getattr(composition, "every", 4))
-        number = len(augmenting)
-        added = [Connection(number, c.augmenting_layer, c.anchor_layer) for c in wired]
-        self.bridges.requires_grad_(False)
-        bridges = [*self.bridges, *(make_bridge(anchor, backbone) for _ in added)]
-        return self._again([*augmenting, backbone], [*self.connections, *added], bridges)
+        return with_another(self, backbone, connections)
 
     def remove_augmenting(self, augmenting: int) -> "ComposedModel":
         """This composition without one of its augmenting models and its bridges.
@@ -616,41 +493,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
             CalmError: If there is no such model, or it is the only one.
         """
         self._check_numbers([augmenting])
-        if len(self.augmenting) == 1:
-            raise CalmError("The only augmenting model cannot be removed; use the anchor alone.")
-        kept = [i for i in range(len(self.augmenting)) if i != augmenting]
-        pairs = [
-            (Connection(kept.index(c.augmenting), c.augmenting_layer, c.anchor_layer), bridge)
-            for c, bridge in zip(self.connections, self.bridges, strict=True)
-            if c.augmenting != augmenting
-        ]
-        return self._again(
-            [self.backbones[1 + i] for i in kept], [c for c, _ in pairs], [b for _, b in pairs]
-        )
-
-    def _again(
-        self,
-        augmenting: Sequence[Backbone],
-        connections: Sequence[Connection],
-        bridges: Sequence[nn.Module],
-    ) -> "ComposedModel":
-        """The same anchor with other augmenting models; takes this object's hooks away."""
-        composition = copy.copy(self.composition)
-        composition.connections = [  # type: ignore[attr-defined]
-            [(c.augmenting_layer, c.anchor_layer) for c in connections if c.augmenting == index]
-            for index in range(len(augmenting))
-        ]
-        self.detach()
-        model = type(self)(
-            self.backbones[0],
-            augmenting,
-            connections,
-            cast(Sequence[Bridge], bridges),
-            composition,
-            self.augmenting_sees,
-        )
-        model.generation_config = self.generation_config
-        return model.train(self.training)
+        return without_one(self, augmenting)
 
     # ------------------------------------------------------------------ saving
 
@@ -710,16 +553,32 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
 AutoModelForCausalLM.register(ComposedConfig, ComposedModel, exist_ok=True)
 
 
-def _unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+def _page(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    prompt_mask: Tensor | None,
+    cache: ComposedCache | None,
+) -> Page:
+    """What has been read so far, for augmenting models with other tokenizers."""
+    new = torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask is not None:
+        new = attention_mask[:, -input_ids.shape[1] :].bool()
+    rows = unpadded(input_ids, new)
+    if cache is not None:
+        rows = cache.read_on(rows, input_ids.shape[1])
+    lengths = None if prompt_mask is None else _prompt_lengths(prompt_mask, attention_mask)
+    return Page(rows, new, lengths)
+
+
+def unpadded(input_ids: Tensor, new: Tensor) -> list[list[int]]:
     """The new tokens of each row, without padding."""
-    rows: list[list[int]] = input_ids.tolist()
-    if attention_mask is None:
-        return rows
-    real = attention_mask[:, -input_ids.shape[1] :].tolist()
-    return [
-        [token for token, there in zip(row, mask, strict=True) if there]
-        for row, mask in zip(rows, real, strict=True)
-    ]
+    return [ids[here].tolist() for ids, here in zip(input_ids, new, strict=True)]
+
+
+def _disturbed(state: Tensor, how: Disturbance | None) -> Tensor:
+    if how == "zero":
+        return torch.zeros_like(state)
+    return state.roll(1, dims=0) if how == "shuffle" else state
 
 
 def _prompt_lengths(prompt_mask: Tensor, attention_mask: Tensor | None) -> list[int]:
@@ -746,28 +605,3 @@ def _require_keys_and_values(backbone: Backbone) -> None:
             "instead of keys and values, so beams and batches could not be kept in step with "
             "another model. Only models with attention caches can be composed."
         )
-
-
-def _tells_gaps(backbone: Backbone) -> bool:
-    """Whether a model's attention counts positions, so that masked columns do not matter to it.
-
-    Models that are not told positions count columns; a sliding window counts them always.
-    """
-    windows = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
-    windowed = any(getattr(backbone.config, name, None) for name in windows)
-    return backbone.accepts("position_ids") and not windowed
-
-
-def _trunk(backbone: Backbone, num_layers: int) -> Callable[..., Any]:
-    """The backbone's decoder cut above its last tapped layer, sharing its weights.
-
-    Layers above the last tap and the vocabulary head are never run: nobody reads them.
-    """
-    decoder = backbone.decoder
-    if num_layers == backbone.num_layers:
-        return decoder
-    (name,) = [n for n, child in decoder.named_children() if child is backbone.layers]
-    trunk = copy.copy(decoder)
-    trunk.__dict__["_modules"] = dict(decoder._modules)
-    trunk._modules[name] = nn.ModuleList(backbone.layers[:num_layers])
-    return trunk

@@ -1,7 +1,7 @@
 """The contract of a scorer: a torchmetrics metric over texts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -41,6 +41,10 @@ class Scorer(Metric, ABC):
             One number for each; None if only a whole corpus has a score.
         """
         return None
+
+    def signatures(self) -> Mapping[str, str]:
+        """How each score is counted, by its name, where its library has a notation for that."""
+        return {}
 
 
 class ExactMatch(Scorer):

@@ -47,6 +47,8 @@ class EvaluationSet:
         scorer: Makes a fresh scorer for the generated texts; None measures only the loss.
         max_new_tokens: How long an answer may become, in tokens of the anchor.
         stop: Texts at which an answer ends, itself left out.
+        generation: Options of `generate`, where an answer is not the likeliest one token by token:
+            `{"do_sample": True, "temperature": 0.8}`. Sampling is seeded.
     """
 
     name: str
@@ -54,6 +56,7 @@ class EvaluationSet:
     scorer: Callable[[], Scorer] | None
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OrderedBatches(Sampler[list[int]]):

@@ -16,7 +16,6 @@ from calm_lightning.testing.case import (
     read,
     require_close,
     seeded,
-    tokens,
 )
 
 NEW_TOKENS = 6
@@ -52,7 +51,7 @@ OPERATIONS: dict[str, Operation] = {
 
 def check_cache(case: Case) -> None:
     """With a cache generation gives what it gives without, however it goes about it."""
-    batch = padded(tokens(3, 8), (8, 5, 3), left=True, fill=0)
+    batch = padded(case.tokens(3, 8), (8, 5, 3), left=True, fill=0)
     for way, options in WAYS.items():
         with_cache, without = (
             _generate(case.model, batch, use_cache=use, **options) for use in (True, False)
@@ -68,7 +67,7 @@ def check_conversation(case: Case) -> None:
     A composition for which this has no meaning refuses with a `CalmError`.
     """
     model = case.model
-    said = {"input_ids": tokens(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    said = {"input_ids": case.tokens(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     cache = None
     for turn in range(3):
         try:
@@ -80,14 +79,14 @@ def check_conversation(case: Case) -> None:
         expected = _generate(model, said, use_cache=False)
         _require_same_answer(answer, expected, f"turn {turn + 1} of a conversation in one cache")
         cache = answer.past_key_values
-        ids = torch.cat([answer.sequences, tokens(2, 3, seed=turn + 1)], dim=1)
+        ids = torch.cat([answer.sequences, case.tokens(2, 3, seed=turn + 1)], dim=1)
         said = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def check_loss(case: Case) -> None:
     """The loss of a text, in nats per target token, is that of generating it token by token."""
     prompt = 5
-    ids = tokens(3, prompt)
+    ids = case.tokens(3, prompt)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     answer = _generate(case.model, batch, do_sample=True, top_k=0)
     logits = torch.stack(answer.logits, dim=1)
@@ -140,7 +139,7 @@ def check_text(case: Case) -> None:
 def check_anchor_only(case: Case) -> None:
     """Switched off, the model answers as the anchor does, bit for bit, in `generate` too."""
     model, anchor = case.model, case.anchor.model
-    ids = tokens(3, 9)
+    ids = case.tokens(3, 9)
     prompts = padded(ids, (9, 9, 9), left=True, fill=0)
     composed = read(model, ids)
     with model.anchor_only():
@@ -166,7 +165,7 @@ def check_anchor_only(case: Case) -> None:
 
 def _check_guessing(case: Case) -> None:
     """Prompt lookup and assisted decoding guess tokens and crop the cache when they are wrong."""
-    ids = tokens(1, 4).repeat(1, 3)
+    ids = case.tokens(1, 4).repeat(1, 3)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = _generate(case.model, batch, use_cache=False).sequences
     ways: dict[str, dict[str, Any]] = {
@@ -179,7 +178,7 @@ def _check_guessing(case: Case) -> None:
 
 
 def _check_operations(case: Case) -> None:
-    batch = padded(tokens(3, 8), (8, 5, 4), left=True, fill=0)
+    batch = padded(case.tokens(3, 8), (8, 5, 4), left=True, fill=0)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     for name, (operation, same) in OPERATIONS.items():
         with torch.no_grad():
@@ -193,7 +192,7 @@ def _check_operations(case: Case) -> None:
             )
             operation(cache)
             rows, kept = same(ids), same(mask)
-            new = tokens(len(rows), 4, seed=1)
+            new = case.tokens(len(rows), 4, seed=1)
             kept = torch.cat([kept, torch.ones_like(new)], dim=1)
             found = case.model.forward(
                 input_ids=new, attention_mask=kept, past_key_values=cache, use_cache=True

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from calm_lightning.collate import IGNORED
 from calm_lightning.contracts import LanguageModel
 from calm_lightning.testing.case import (
     CACHE_MODES,
-    VOCAB,
     Case,
     as_module,
     difference,
@@ -19,7 +17,6 @@ from calm_lightning.testing.case import (
     padded,
     read,
     require_close,
-    tokens,
 )
 
 EXACT = 1e-5
@@ -34,12 +31,12 @@ LEAK_ERRORS = 5.0
 
 def check_causal(case: Case) -> None:
     """Changing token t changes no logit before t, through the anchor or an augmenting model."""
-    ids = tokens(3, 10)
+    ids = case.tokens(3, 10)
     for cached in CACHE_MODES:
         before = read(case.model, ids, cached=cached)
         for t in (1, 5, 9):
             changed = ids.clone()
-            changed[:, t] = (changed[:, t] + 7) % VOCAB
+            changed[:, t] = case.others(changed[:, t])
             after = read(case.model, changed, cached=cached)
             require_close(
                 after[:, :t],
@@ -56,9 +53,10 @@ def check_causal(case: Case) -> None:
         for t in (1, 5, 9):
             with embedding_changed(backbone, lambda states, t=t: _moved(states, t)):
                 after = read(case.model, ids)
+            earlier = torch.arange(ids.shape[1]) < case.first_seen(backbone, ids, t)[:, None]
             require_close(
-                after[:, :t],
-                before[:, :t],
+                after[earlier],
+                before[earlier],
                 f"What {name} alone reads at position {t} changes logits before it",
                 "Look at the mask over this model's states.",
                 EXACT,
@@ -75,7 +73,8 @@ def check_no_leak_in_training(case: Case) -> None:
     given here.
     """
     model = case.build(disturbed=False, vocab=LEAK_VOCAB, scale=0.1)
-    losses = train(model, uniform_batches(32, 6, LEAK_VOCAB), LEAK_STEPS, learning_rate=1e-2)
+    batches = case.uniform_batches(32, 6, LEAK_VOCAB)
+    losses = train(model, batches, LEAK_STEPS, learning_rate=1e-2)
     late = torch.tensor(losses[LEAK_STEPS // 2 :])
     error = float(late.std()) / math.sqrt(len(late))
     bound = math.log(LEAK_VOCAB)
@@ -89,13 +88,13 @@ def check_no_leak_in_training(case: Case) -> None:
 
 def check_padding(case: Case) -> None:
     """What stands in the padding is never read, left or right, in either model."""
-    ids, lengths = tokens(3, 9), (9, 6, 2)
+    ids, lengths = case.tokens(3, 9), (9, 6, 2)
     alone = [read(case.model, ids[i : i + 1, :n])[0] for i, n in enumerate(lengths)]
     for cached in CACHE_MODES:
         for left in (True, False):
             side = "left" if left else "right"
             results = []
-            for fill in (0, VOCAB - 1):
+            for fill in (0, case.vocabulary()[-1]):
                 batch = padded(ids, lengths, left, fill)
                 results.append(_real(case, batch, cached))
             require_close(
@@ -116,7 +115,8 @@ def check_padding(case: Case) -> None:
         batch = padded(ids, lengths, left, 0)
         before = _real(case, batch)
         for name, backbone in case.places.items():
-            with embedding_changed(backbone, lambda s, m=batch["attention_mask"]: _extreme(s, m)):
+            mask = case.attended(backbone, batch)
+            with embedding_changed(backbone, lambda s, m=mask: _extreme(s, m)):
                 after = _real(case, batch)
             require_close(
                 after,
@@ -129,7 +129,7 @@ def check_padding(case: Case) -> None:
 
 def check_batch(case: Case) -> None:
     """Neither the order of a batch nor its size changes a row's logits."""
-    ids = tokens(5, 9)
+    ids = case.tokens(5, 9)
     order = torch.tensor([3, 0, 4, 4, 1])
     for cached in CACHE_MODES:
         whole = read(case.model, ids, cached=cached)
@@ -150,7 +150,7 @@ def check_batch(case: Case) -> None:
 
 def check_no_state(case: Case) -> None:
     """Nothing of one batch is left when the next one comes."""
-    first, second = tokens(3, 8, seed=1), tokens(3, 8, seed=2)
+    first, second = case.tokens(3, 8, seed=1), case.tokens(3, 8, seed=2)
     model, fresh = case.build(), case.build()
     expected = read(fresh, second)
     with torch.no_grad():
@@ -194,19 +194,9 @@ def train(
     return losses
 
 
-def uniform_batches(
-    rows: int, length: int, vocab: int = VOCAB, prompt: int = 2, seed: int = 0
-) -> Iterator[dict[str, Tensor]]:
-    """Without end: batches of independent uniform tokens, each to be learnt after `prompt`."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        ids = torch.randint(vocab, (rows, length), generator=generator)
-        labels = ids.clone()
-        labels[:, :prompt] = IGNORED
-        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
-
 def _moved(states: Tensor, position: int) -> Tensor:
+    if position >= states.shape[1]:
+        return states  # another tokenizer reads fewer tokens
     moved = states.clone()
     # Not the same amount for each entry: a norm that takes the mean away would hide it.
     moved[:, position] += torch.linspace(-2.0, 3.0, states.shape[-1])

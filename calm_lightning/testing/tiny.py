@@ -61,7 +61,12 @@ _DROPOUT = ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hid
 
 
 def tiny_config(
-    family: str, width: int = 32, layers: int = 4, vocab: int = 97, scale: float = 0.2
+    family: str,
+    width: int = 32,
+    layers: int = 4,
+    vocab: int = 97,
+    scale: float = 0.2,
+    context: int = CONTEXT,
 ) -> PretrainedConfig:
     """The config of a tiny model.
 
@@ -71,6 +76,7 @@ def tiny_config(
         layers: Number of decoder layers.
         vocab: Number of token ids.
         scale: Standard deviation of the weights.
+        context: Longest sequence, in tokens.
 
     Raises:
         ValueError: If the width does not fit, or transformers knows no such family.
@@ -102,7 +108,7 @@ def tiny_config(
         intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         use_cache=True,
         initializer_range=scale,
         pad_token_id=0,
@@ -121,6 +127,7 @@ def tiny_backbone(
     tokenizer: PreTrainedTokenizerBase | None = None,
     scale: float = 0.2,
     name: str | None = None,
+    context: int = CONTEXT,
 ) -> Backbone:
     """A frozen model with random weights; the same arguments give the same weights.
 
@@ -133,11 +140,12 @@ def tiny_backbone(
         tokenizer: Given to the backbone as it is; `tiny_tokenizer(vocab)` fits. None: ids only.
         scale: Standard deviation of the weights.
         name: What messages call it.
+        context: Longest sequence, in tokens.
 
     Raises:
         ValueError: As `tiny_config`.
     """
-    config = tiny_config(family, width, layers, vocab, scale)
+    config = tiny_config(family, width, layers, vocab, scale, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)

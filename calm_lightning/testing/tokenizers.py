@@ -6,6 +6,8 @@ normalizers.
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -83,6 +85,7 @@ def _sentencepiece_bpe() -> Tokenizer:
     options: dict[str, Any] = {
         "vocab_size": _VOCAB,
         "special_tokens": [*_SPECIAL, *fallback],
+        "initial_alphabet": _frequent_characters(90),
         "limit_alphabet": 90,
     }
     trained = _trained(made, trainers.BpeTrainer(show_progress=False, **options))
@@ -106,41 +109,42 @@ def _sentencepiece_bpe() -> Tokenizer:
 
 def _unigram() -> Tokenizer:
     """As T5 and XLM-R: a unigram model over words that begin with their space, NFKC."""
-    made = Tokenizer(models.Unigram())
+    made = Tokenizer(models.BPE())
     made.normalizer = normalizers.Sequence(
         [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.model = _unigram_of(_counted_pieces(made))
     made.decoder = decoders.Metaspace()
-    trained = _trained(made, _unigram_trainer())
-    trained.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    return trained
+    made.add_special_tokens(_SPECIAL)
+    made.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return made
 
 
 def _unigram_whole() -> Tokenizer:
     """A unigram model over the whole text: its pieces may hold spaces."""
-    made = Tokenizer(models.Unigram())
+    made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    made.model = _unigram_of(_counted_pieces(made))
     made.decoder = decoders.Metaspace()
-    return _trained(made, _unigram_trainer())
+    made.add_special_tokens(_SPECIAL)
+    return made
 
 
 def _wordpiece() -> Tokenizer:
     """As BERT: lower case without accents, words by spaces and punctuation."""
-    made = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    made = Tokenizer(models.BPE())
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces = list(_counted_pieces(made))
+    vocabulary = [*_SPECIAL, *pieces, *(f"##{piece}" for piece in pieces)]
+    made.model = models.WordPiece({t: i for i, t in enumerate(vocabulary)}, unk_token="<unk>")
     made.decoder = decoders.WordPiece(cleanup=False)
-    options: dict[str, Any] = {
-        "vocab_size": _VOCAB,
-        "special_tokens": _SPECIAL,
-        "show_progress": False,
-    }
-    trained = _trained(made, trainers.WordPieceTrainer(**options))
-    trained.post_processor = processors.TemplateProcessing(
+    made.add_special_tokens(_SPECIAL)
+    made.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
-    return trained
+    return made
 
 
 def _characters() -> Tokenizer:
@@ -171,10 +175,32 @@ def _byte_options() -> dict[str, Any]:
     }
 
 
-def _unigram_trainer() -> trainers.UnigramTrainer:
-    return trainers.UnigramTrainer(
-        vocab_size=_VOCAB, special_tokens=_SPECIAL, unk_token="<unk>", show_progress=False
-    )
+def _frequent_characters(number: int) -> list[str]:
+    """The most frequent characters of the sentences; of equally frequent ones the first."""
+    counts = Counter("".join(SENTENCES).replace(" ", "\u2581"))
+    return sorted(counts, key=lambda character: (-counts[character], character))[:number]
+
+
+def _counted_pieces(made: Tokenizer) -> dict[str, int]:
+    """Pieces of the sentences, and how often each occurs, found by merging.
+
+    The trainers of unigram and WordPiece models go through a hash table, so they make another
+    model in every process; that of merges does not.
+
+    Args:
+        made: A tokenizer with an empty BPE model; it is trained.
+    """
+    options: dict[str, Any] = {"vocab_size": _VOCAB, "max_token_length": 4, "show_progress": False}
+    _trained(made, trainers.BpeTrainer(**options))
+    counts = Counter(token for text in SENTENCES for token in made.encode(text).tokens)
+    return {token: counts[token] for token in sorted(made.get_vocab())}
+
+
+def _unigram_of(pieces: dict[str, int]) -> models.Unigram:
+    """A unigram model in which a piece is as likely as it is frequent."""
+    total = sum(pieces.values())
+    scores = [(piece, math.log((count + 0.1) / total)) for piece, count in pieces.items()]
+    return models.Unigram([*((token, 0.0) for token in _SPECIAL), *scores], unk_id=2)
 
 
 def _trained(made: Tokenizer, trainer: Any) -> Tokenizer:
@@ -194,6 +220,25 @@ _MAKERS: dict[str, Callable[[], Tokenizer]] = {
 }
 TOKENIZERS = tuple(_MAKERS)
 """Kinds of tokenizers that `text_tokenizer` makes."""
+
+
+@cache
+def spelling_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of so few characters, a token for each: spaces, letters, marks and digits.
+
+    Args:
+        size: Number of ids, at most 26.
+
+    Raises:
+        ValueError: If there are not so many characters.
+    """
+    characters = " a.b1,c-de2;fg!hi3:jk?lm4(n"[:size]
+    if len(characters) < size:
+        raise ValueError(f"size={size} must be at most {len(characters)}.")
+    made = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=" "))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False)
 
 
 @cache

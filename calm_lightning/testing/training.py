@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from calm_lightning.alignment import TextAlignment, share_token_ids
 from calm_lightning.backbone import Backbone
 from calm_lightning.checkpoint import load
 from calm_lightning.collate import IGNORED
@@ -22,9 +24,8 @@ from calm_lightning.testing.case import (
     difference,
     how,
     read,
-    tokens,
 )
-from calm_lightning.testing.reading import train, uniform_batches
+from calm_lightning.testing.reading import train
 
 USED_VOCAB = 11
 USED_STEPS = 30
@@ -39,7 +40,7 @@ whole nats in the end."""
 def check_starts_as_anchor(case: Case) -> None:
     """Before training the logits equal the anchor's exactly."""
     model = case.build(disturbed=False)
-    ids = tokens(3, 9)
+    ids = case.tokens(3, 9)
     for cached in CACHE_MODES:
         found, expected = (read(m, ids, cached=cached) for m in (model, case.anchor.model))
         assert torch.equal(found, expected), (
@@ -60,7 +61,7 @@ def check_frozen(case: Case) -> None:
         "the composition is about, it says so in `exempt`."
     )
     module = as_module(model)
-    ids, asleep = tokens(3, 9), read(model, tokens(3, 9))
+    ids, asleep = case.tokens(3, 9), read(model, case.tokens(3, 9))
     module.train()
     assert "starts_as_anchor" in case.composition.exempt or torch.equal(read(model, ids), asleep), (
         "A fresh model answers otherwise in training mode: dropout of a frozen model is on."
@@ -68,7 +69,7 @@ def check_frozen(case: Case) -> None:
     trained = {name for name, _ in model.trainable_parameters()}
     before = {n: t.clone() for n, t in module.state_dict().items() if n not in trained}
     prints = [backbone.fingerprint(exact=True) for backbone in model.frozen_backbones]
-    train(model, uniform_batches(4, 8), steps=4, learning_rate=1e-2)
+    train(model, case.uniform_batches(4, 8), steps=4, learning_rate=1e-2)
     state = module.state_dict()
     moved = [name for name, tensor in before.items() if not torch.equal(state[name], tensor)]
     assert not moved, f"Training moved {len(moved)} frozen tensors: {moved[:3]}."
@@ -81,7 +82,7 @@ def check_gradient(case: Case) -> None:
     """The gradient reaches every trainable weight."""
     model = case.build()
     as_module(model).train()
-    batches = uniform_batches(4, 8)
+    batches = case.uniform_batches(4, 8)
     for _ in range(3):
         loss = model.forward(**next(batches)).loss
         assert loss is not None, "With `labels`, the output of `forward` must have a `loss`."
@@ -127,7 +128,7 @@ def check_reload(case: Case) -> None:
         json.dumps(settings)
     except TypeError as error:
         raise AssertionError(f"Settings are saved as JSON, but {error}: {settings}") from None
-    ids = tokens(3, 9)
+    ids = case.tokens(3, 9)
     expected = read(case.model, ids)
     with TemporaryDirectory() as folder:
         case.model.save_pretrained(folder)
@@ -169,7 +170,7 @@ def check_augmenting_used(case: Case) -> None:
         f"{type(model).__name__} has no `disturbed(how)`, so nobody can see whether the augmenting "
         "model is used. Provide it, or say in `exempt` why there is nothing to disturb."
     )
-    batches = _answers(model)
+    batches = _answers(case, model)
     for _ in range(USED_ROUNDS):
         train(model, batches, USED_STEPS, learning_rate=1e-2)
         report = augmenting_report(model, next(batches))
@@ -291,17 +292,38 @@ def _loss(model: LanguageModel, batch: dict[str, Tensor]) -> float:
     return float(loss)
 
 
-def _answers(model: LanguageModel, rows: int = 96, length: int = 6) -> Iterator[dict[str, Tensor]]:
+def _answers(
+    case: Case, model: LanguageModel, rows: int = 96, length: int = 6
+) -> Iterator[dict[str, Tensor]]:
     """Without end: random prompts, and the token that the first augmenting model finds likeliest.
 
     Likeliest against what it finds on the whole: an untrained model has a favourite, and whoever
     always says the favourite would need to ask nobody.
     """
-    speaker = model.frozen_backbones[1].model
-    usual = read(speaker, tokens(256, length - 1, vocab=USED_VOCAB))[:, -1]
+    usual = _said(case, model, case.tokens(256, length - 1, vocab=USED_VOCAB))
+    answers = torch.tensor(case.vocabulary(USED_VOCAB))
+    if case.tokenizers is None:
+        answers = torch.arange(USED_VOCAB)
     for seed in count(1):
-        ids = tokens(rows, length, seed, USED_VOCAB)
-        said = read(speaker, ids[:, :-1])[:, -1]
+        ids = case.tokens(rows, length, seed, USED_VOCAB)
+        said = _said(case, model, ids[:, :-1])
         labels = torch.full_like(ids, IGNORED)
-        labels[:, -1] = ((said - usual.mean(0)) / (usual.std(0) + 1e-2)).argmax(-1)
+        labels[:, -1] = answers[((said - usual.mean(0)) / (usual.std(0) + 1e-2)).argmax(-1)]
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+@torch.no_grad()
+def _said(case: Case, model: LanguageModel, ids: Tensor) -> Tensor:
+    """What the first augmenting model says at the end of each row, [rows, USED_VOCAB].
+
+    With another tokenizer it says something at each of its tokens that the row's end may see, and
+    what it says is the mean.
+    """
+    anchor, speaker, *_ = model.frozen_backbones
+    if share_token_ids(anchor, speaker):
+        return read(speaker.model, ids)[:, -1, :USED_VOCAB]
+    aligned = TextAlignment(anchor, speaker)
+    seen = [torch.tensor(aligned.read(row).ids, dtype=torch.long) for row in ids.tolist()]
+    mask = pad_sequence([torch.ones_like(row) for row in seen], batch_first=True)
+    said = read(speaker.model, pad_sequence(seen, batch_first=True), mask)[..., :USED_VOCAB]
+    return (said * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -308,13 +308,14 @@ def _become(user: int) -> None:
 
 
 @pytest.fixture(scope="module", params=["root", "ordinary user"])
-def record(request: pytest.FixtureRequest) -> Record:
+def record(
+    request: pytest.FixtureRequest, skip_without: Callable[[dict[str, str]], None]
+) -> Record:
     root = os.geteuid() == 0
     if request.param == "root" and not root:
         pytest.skip("these tests do not run as root")
     made = as_ordinary_user(run_suite) if root and request.param != "root" else run_suite()
-    if made.missing:
-        pytest.skip(f"this kernel or container lacks layers of the sandbox: {made.missing}")
+    skip_without(made.missing)
     return made
 
 

@@ -134,7 +134,7 @@ def test_the_model_is_as_it_was(tasks: Path) -> None:
 
 def test_a_plain_model_has_one_row(model: ComposedModel, tasks: Path) -> None:
     plain = PlainModel(model.anchor_backbone, lambda _: None)
-    found = evaluate(plain, ["choice"], limit=3, include_path=tasks)
+    found = calm.evaluate(plain, ["choice"], limit=3, include_path=tasks)
     assert list(found["rows"]) == ["model"]
     assert found["examples"] == {"choice": 3}
 

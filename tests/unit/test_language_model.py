@@ -78,6 +78,29 @@ def test_an_answer_is_cut_before_the_first_stop(model: PlainModel) -> None:
     assert short == whole[: whole.index(mark)]
 
 
+def test_a_stop_that_begins_in_the_prompt_is_none(model: PlainModel) -> None:
+    (whole,) = model.generate_text(["12+3="], max_new_tokens=6, do_sample=False)
+    for stop in ("=" + whole[0], "that the tokenizer cannot write: \u2603"):
+        (said,) = model.generate_text(["12+3="], stop=[stop], max_new_tokens=6, do_sample=False)
+        assert said == whole
+
+
+def test_nothing_is_written_after_every_row_has_stopped(model: PlainModel) -> None:
+    calls: list[int] = []
+    hook = model.model.register_forward_hook(lambda *_: calls.append(1))
+    (whole,) = model.generate_text(["12+3="], max_new_tokens=20, do_sample=False)
+    calls.clear()
+    model.generate_text(["12+3="], stop=[whole[1]], max_new_tokens=20, do_sample=False)
+    hook.remove()
+    assert len(calls) == whole.index(whole[1]) + 1
+
+
+def test_texts_that_fit_are_told_from_those_that_do_not(model: PlainModel) -> None:
+    assert model.fits(["x" * 64, "x" * 65]) == [True, False]
+    assert model.fits(["x" * 60, "x" * 61], new_tokens=4) == [True, False]
+    assert model.fits(["x" * 60, "x" * 60], ["yyy", "yyyy"]) == [True, False]  # and its end
+
+
 def test_a_prompt_with_its_answer_must_fit_the_context(model: PlainModel) -> None:
     with pytest.raises(CalmError, match=r"needs 65 tokens, but the context .* holds 64"):
         model.encode(["x" * 65])

@@ -219,6 +219,35 @@ def test_the_headline_is_right_where_the_answer_is(monkeypatch: pytest.MonkeyPat
     assert scores_of(module, Sums())["test/sums/accuracy"] == pytest.approx(0.4)
 
 
+def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None:
+    long = [Example("x" * 63, "yy"), Example("x" * 62, "")]
+    module = make()
+    scores = scores_of(module, Sums(asked=[*SUMS[:2], *long]))
+    assert scores["test/sums/too_long"] == 2
+    assert len(module.outcomes["sums"]) == 4
+    assert module.outcomes["sums"][2] == 0
+    nats, tokens, _ = by_hand(module.language_model, SUMS[:2])
+    assert scores["test/sums/loss_nats"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert "test/texts/too_long" not in scores
+
+
+def test_sampled_answers_differ_and_can_be_repeated() -> None:
+    class Sampled(Sums):
+        def evaluation_sets(self) -> Sequence[EvaluationSet]:
+            generation = {"do_sample": True, "temperature": 5.0}
+            return [
+                EvaluationSet("sums", SUMS[:1] * 6, ExactMatch, 8, generation=generation),
+            ]
+
+    def said() -> list[str]:
+        batches = trainer().predict(make(), datamodule=Sampled(evaluation_batch_size=2))
+        return [answer for batch in batches or [] for answer in batch]
+
+    first = said()
+    assert said() == first
+    assert len(set(first)) > 1
+
+
 def test_another_way_to_ask_is_used_and_sets_without_it_left_out() -> None:
     module = make(ask_with="words")
     scores = scores_of(module, Sums(asked=ODD))

@@ -240,11 +240,19 @@ def test_scores_are_a_line_per_set(capsys: pytest.CaptureFixture[str]) -> None:
     report.print_scores(
         {"test/subs/accuracy": 0.5, "test/subs/accuracy/keys=2": 0.25, "test/text/loss_nats": 1.5},
         "title",
+        {"chrf": "nrefs:1|case:mixed"},
     )
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    said = capsys.readouterr().out
+    assert "chrf: nrefs:1|case:mixed" in said
+    rows = [line.split() for line in said.splitlines()]
     assert ["subs", "0.5000", NOTHING] in rows
-    assert ["keys=2", "0.2500"] in rows
+    assert ["accuracy/keys=2", "0.2500"] in rows
     assert ["text", NOTHING, "1.5000"] in rows
+
+
+def test_questions_without_room_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_scores({"test/subs/accuracy": 0.5, "test/subs/too_long": 3.0}, "title")
+    assert "3 questions of subs do not fit the context" in capsys.readouterr().out
 
 
 def test_a_change_is_shown_where_both_are_known(capsys: pytest.CaptureFixture[str]) -> None:

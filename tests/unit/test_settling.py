@@ -143,8 +143,8 @@ def test_a_word_is_settled_once_the_next_one_has_begun(kind: str) -> None:
     [
         ("characters", "เป็นมนุษย์สุดประเสริฐเลิศคุณค่า", 0),
         ("sentencepiece_bpe", "敏捷的棕色狐狸跳过了懒狗", 0),
-        ("unigram", "敏捷的棕色狐狸跳过了懒狗", 2),
-        ("unigram", "เป็นมนุษย์สุดประเสริฐเลิศคุณค่า", 10),
+        ("unigram", "敏捷的棕色狐狸跳过了懒狗", 3),
+        ("unigram", "เป็นมนุษย์สุดประเสริฐเลิศคุณค่า", 15),
         ("wordpiece", "敏捷的棕色狐狸跳过了懒狗", 1),
     ],
 )

@@ -298,10 +298,12 @@ def between(sizes: Weight, lowest: int, end: int) -> Bool[Tensor, "*shape"]:
 
     Entries as large as the first or the last in it are taken too.
     """
-    flat = sizes.flatten()
-    if lowest == 0 and end == len(flat):
-        return torch.ones_like(sizes, dtype=torch.bool)
-    return (sizes >= flat.kthvalue(lowest + 1).values) & (sizes <= flat.kthvalue(end).values)
+    flat, inside = sizes.flatten(), torch.ones_like(sizes, dtype=torch.bool)
+    if lowest > 0:
+        inside &= sizes >= flat.kthvalue(lowest + 1).values
+    if end < len(flat):
+        inside &= sizes <= flat.kthvalue(end).values
+    return inside
 
 
 def check_density(method: Ties | Dare | Breadcrumbs) -> None:

@@ -113,6 +113,7 @@ class CorpusScores(Scorer):
         sums = self._sums(kind)[self.directions.index(direction)].tolist()
         return self.metrics[kind, direction]._compute_score_from_stats(sums)
 
+    @override
     def signatures(self) -> dict[str, str]:
         """The signature of each score by sacrebleu; several where tokenizers differ."""
         found: dict[str, dict[str, None]] = {}

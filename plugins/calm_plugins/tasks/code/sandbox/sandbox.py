@@ -86,7 +86,7 @@ class SandboxSettings:
         CalmError: If a setting makes no sense.
     """
 
-    cpu_seconds: int = 5
+    cpu_seconds: int = 10
     waiting_seconds: float = 10.0
     memory_mib: int = 512
     writable_mib: int = 16

@@ -1,0 +1,198 @@
+"""How an augmenting model is run, and what it offers the bridges of what it has read."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from calm_lightning.alignment import Reading, TextAlignment, share_token_ids
+from calm_lightning.backbone import Backbone
+from calm_lightning.composed.cache import TextMemory
+
+
+@dataclass
+class Offer:
+    """What one augmenting model offers the bridges in a forward pass."""
+
+    visible: Bool[Tensor, "batch new columns"]
+    """No row is empty, for that would be NaN; where nothing may be read, see `sees_something`."""
+    sees_something: Bool[Tensor, "batch new 1"]
+    positions: Int[Tensor, "batch new_columns"]
+    """The anchor position at which each new column becomes visible."""
+    states: dict[int, Tensor]
+    """Outputs of the tapped layers at the new columns; empty if there are no new columns."""
+    anew: bool = False
+    """Whether the columns replace what was remembered, instead of being appended to it."""
+
+    @classmethod
+    def of(
+        cls, visible: Tensor, positions: Tensor, states: dict[int, Tensor], anew: bool = False
+    ) -> "Offer":
+        """An offer of which some rows may see nothing yet."""
+        sees_something = visible.any(-1, keepdim=True)
+        return cls(visible | ~sees_something, sees_something, positions, states, anew)
+
+
+@dataclass
+class Page:
+    """The anchor's tokens, as an augmenting model with another tokenizer is asked to read them."""
+
+    rows: Sequence[list[int]]
+    """All tokens of each row so far, without padding."""
+    new: Bool[Tensor, "batch new"]
+    """Where the new columns hold tokens; False at padding."""
+    prompt_lengths: Sequence[int] | None = None
+    """How many tokens of each row are the prompt, where only that is read."""
+
+
+class AugmentingReader:
+    """One augmenting model, cut above its last tapped layer.
+
+    Args:
+        anchor: Whose tokens are read.
+        backbone: The augmenting model.
+        layers: Numbers of its layers whose outputs are wanted.
+        prompt_only: It reads the prompt and nothing else.
+
+    Attributes:
+        alignment: How it reads the anchor's tokens as text; None if it shares their ids.
+
+    Raises:
+        CalmError: If it cannot read what the anchor writes.
+    """
+
+    def __init__(
+        self, anchor: Backbone, backbone: Backbone, layers: Iterable[int], prompt_only: bool
+    ) -> None:
+        layers = sorted(layers)
+        self.backbone = backbone
+        self.alignment: TextAlignment | None = None
+        if not share_token_ids(anchor, backbone):
+            self.alignment = TextAlignment(anchor, backbone, prompt_only)
+        self._trunk = trunk(backbone, 1 + layers[-1])
+        self._tapped: dict[int, Tensor] | None = None  # while it is running
+        self.hooks = [
+            backbone.layers[layer].register_forward_hook(partial(self._tap, layer))
+            for layer in layers
+        ]
+
+    def read_tokens(
+        self,
+        input_ids: Int[Tensor, "batch new"],
+        attention_mask: Int[Tensor, "batch all"] | None,
+        positions: Int[Tensor, "batch new"],
+        visible: Bool[Tensor, "batch new all"],
+        cache: DynamicCache | None,
+    ) -> Offer:
+        """Read the anchor's own token ids.
+
+        Args:
+            input_ids: What is new.
+            attention_mask: 0 at padding, over all that was read so far.
+            positions: Of the new tokens.
+            visible: Which tokens the anchor's positions may read.
+            cache: This model's own, if one is kept.
+        """
+        return Offer.of(visible, positions, self._run(input_ids, attention_mask, positions, cache))
+
+    def read_text(self, page: Page, cache: DynamicCache | None, memory: TextMemory) -> Offer:
+        """Read the anchor's text with this model's own tokenizer.
+
+        Args:
+            page: What the anchor has read.
+            cache: This model's own, if one is kept.
+            memory: What of the text stands in the cache; brought up to date.
+        """
+        assert self.alignment is not None
+        device = page.new.device
+        readings = [
+            self.alignment.read(row, page.prompt_lengths[number] if page.prompt_lengths else None)
+            for number, row in enumerate(page.rows)
+        ]
+        wanted = [reading.ids for reading in readings]
+        # A model that counts columns cannot have gaps between them, so it reads all of it again.
+        gaps = cache is not None and tells_gaps(self.backbone)
+        anew = not gaps and memory.ids != wanted
+        if anew:
+            memory.reset()
+        ids, order = memory.advance(wanted, device)
+        places = order.clamp(min=0)
+        alive = memory.order >= 0
+        visible = alive[:, None] & (memory.order[:, None] < _counts(readings, page.new)[:, :, None])
+        states = {}
+        if ids.shape[1]:
+            states = self._run(ids, alive.long(), places, cache if gaps else None)
+        return Offer.of(visible, _positions(readings, device).gather(1, places), states, anew)
+
+    def _run(
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache | None
+    ) -> dict[int, Tensor]:
+        """Outputs of the tapped layers over new tokens."""
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self.backbone.accepts("position_ids"):
+            inputs["position_ids"] = positions
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        with self._tapping() as states, torch.no_grad():
+            self._trunk(**inputs, use_cache=cache is not None)
+        return states
+
+    @contextmanager
+    def _tapping(self) -> Iterator[dict[int, Tensor]]:
+        self._tapped = {}
+        try:
+            yield self._tapped
+        finally:
+            self._tapped = None
+
+    def _tap(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        if self._tapped is not None:
+            self._tapped[layer] = output if isinstance(output, Tensor) else output[0]
+
+
+def _counts(readings: Sequence[Reading], new: Tensor) -> Int[Tensor, "batch new"]:
+    """How many of its tokens each new position of the anchor may see; 0 at padding."""
+    counts = torch.zeros(new.shape, dtype=torch.long)
+    for row, (reading, here) in enumerate(zip(readings, new.cpu(), strict=True)):
+        first = len(reading.counts) - int(here.sum())
+        counts[row, here] = torch.tensor(reading.counts[first:], dtype=torch.long)
+    return counts.to(new.device)
+
+
+def _positions(readings: Sequence[Reading], device: torch.device) -> Int[Tensor, "batch tokens"]:
+    """The anchor's position in which each token of a row ends, filled up with zeros."""
+    rows = [reading.positions or [0] for reading in readings]
+    width = max(map(len, rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+
+
+def tells_gaps(backbone: Backbone) -> bool:
+    """Whether a model's attention counts positions, so that masked columns do not matter to it.
+
+    Models that are not told positions count columns; a sliding window counts them always.
+    """
+    windows = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
+    windowed = any(getattr(backbone.config, name, None) for name in windows)
+    return backbone.accepts("position_ids") and not windowed
+
+
+def trunk(backbone: Backbone, num_layers: int) -> Callable[..., Any]:
+    """The backbone's decoder cut above its first layers, sharing its weights.
+
+    Layers above the last tap and the vocabulary head are never run: nobody reads them.
+    """
+    decoder = backbone.decoder
+    if num_layers == backbone.num_layers:
+        return decoder
+    (name,) = [n for n, child in decoder.named_children() if child is backbone.layers]
+    cut = copy.copy(decoder)
+    cut.__dict__["_modules"] = dict(decoder._modules)
+    cut._modules[name] = nn.ModuleList(backbone.layers[:num_layers])
+    return cut

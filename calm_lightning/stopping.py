@@ -1,0 +1,42 @@
+"""Ends an answer at given texts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from typing_extensions import override
+
+_BYTES_OF_A_CHARACTER = 4
+_MARGIN = 16
+"""Tokens: for those that write nothing, and those that were written at once (assisted decoding)."""
+
+
+class StopAtText(StoppingCriteria):
+    """Ends a row once its answer holds one of some texts.
+
+    transformers' own criterion also counts texts that begin in the prompt, and refuses those that
+    the tokenizer cannot write, which are no danger to anybody.
+
+    Args:
+        tokenizer: Of the model that writes.
+        stop: The texts.
+        prompt_columns: Columns of the prompt, padding included; they are not searched.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_columns: int
+    ) -> None:
+        self.tokenizer, self.stop, self.prompt_columns = tokenizer, tuple(stop), prompt_columns
+        self._tail = _BYTES_OF_A_CHARACTER * max(map(len, stop)) + _MARGIN
+
+    @override
+    def __call__(
+        self, input_ids: Int[Tensor, "batch seq"], scores: Any, **kwargs: Any
+    ) -> Bool[Tensor, " batch"]:
+        first = max(self.prompt_columns, input_ids.shape[1] - self._tail)
+        texts = self.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
+        ended = [any(mark in text for mark in self.stop) for text in texts]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
