@@ -48,8 +48,8 @@ two_models: $(READY) ## The experiment with two augmenting models that know half
 	$(BIN)/calm compare configs/key_value/two_models.yaml
 
 keys_25k: $(READY) ## The experiment with 25,000 keys: teaches the augmenting model the others, then compares.
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_25k_keys.yaml --run runs/keys_25k/keys
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_25k_noise.yaml --run runs/keys_25k/noise
+	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_6_keys_25k.yaml --run runs/keys_25k/keys
+	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_7_noise_25k.yaml --run runs/keys_25k/noise
 	$(BIN)/calm compare configs/key_value/keys_25k.yaml
 
 test: $(READY) ## Lint, types, import rules, tests: what CI runs.

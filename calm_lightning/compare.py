@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,7 +43,7 @@ _KINDS: dict[str, type] = {
     "threads": int, "workers": int,
 }  # fmt: skip
 _A = {dict: "a mapping", list: "a list", int: "a whole number"}
-_ROW_FIELDS = {"name", "label", "train", "config", "own_budget"}
+_ROW_FIELDS = {"name", "label", "train", "config", "own_budget", "weights_of"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,10 @@ class Row:
     Attributes:
         name: As it appears in `results.json`.
         config: The whole config, base and row merged.
-        train: False only scores it, once, whatever the seeds.
+        train: False only scores it: once, whatever the seeds, or the weights of another row.
         label: What the table calls it.
         own_budget: Why this row has another budget or other data than the rest; empty if not.
+        weights_of: The row whose trained weights are scored here in another way, seed by seed.
     """
 
     name: str
@@ -63,6 +64,12 @@ class Row:
     train: bool = True
     label: str = ""
     own_budget: str = ""
+    weights_of: "Row | None" = None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether another seed gives another result."""
+        return self.train or self.weights_of is not None
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Comparison:
             Job(row, seed)
             for seed in self.seeds
             for row in self.rows
-            if row.train or seed == self.seeds[0]
+            if row.seeded or seed == self.seeds[0]
         ]
 
 
@@ -118,6 +125,11 @@ class Job:
     def folder(self, out: Path) -> Path:
         """Where this job's files are."""
         return out / "rows" / self.row.name / f"seed_{self.seed}"
+
+    @property
+    def source(self) -> "Job | None":
+        """The job whose weights this one scores."""
+        return None if self.row.weights_of is None else Job(self.row.weights_of, self.seed)
 
     def config(self) -> dict[str, Any]:
         """The row's config with this seed in every place that has one.
@@ -143,6 +155,8 @@ class Job:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
         for file in _files_in(self.row.config.get("data")):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
+        if self.source is not None:
+            digest.update(self.source.key().encode())
         return digest.hexdigest()
 
 
@@ -185,7 +199,9 @@ def read_comparison(file: Path) -> Comparison:
         if said.get(name) is not None and not isinstance(said[name], kind):
             raise CalmError(f"{file}: `{name}` must be {_A[kind]}, not {said[name]!r}.")
     base = said.get("base") or {}
-    rows = [_read_row(row, base, f"{file}, row {i + 1}") for i, row in enumerate(said["rows"])]
+    rows: list[Row] = []
+    for number, row in enumerate(said["rows"], 1):
+        rows.append(_read_row(row, base, f"{file}, row {number}", rows))
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
         raise CalmError(f"{file}: two rows have one name: {sorted(names)}.")
@@ -193,6 +209,9 @@ def read_comparison(file: Path) -> Comparison:
     if strange := sorted(set(only) - set(names)):
         raise CalmError(f"{file}: `only` names rows that there are not: {strange}; rows: {names}.")
     rows = [row for row in rows if row.name in only]
+    for row in rows:
+        if row.weights_of is not None and row.weights_of not in rows:
+            raise CalmError(f"{file}: `only` keeps {row.name!r} without {row.weights_of.name!r}.")
     seeds = said.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise CalmError(f"{file}: seeds must be a list of whole numbers, not {seeds!r}.")
@@ -248,7 +267,7 @@ def _read_yaml(file: Path) -> Any:
         raise CalmError(f"{file} cannot be read as YAML: {error}") from None
 
 
-def _read_row(said: Any, base: Mapping[str, Any], where: str) -> Row:
+def _read_row(said: Any, base: Mapping[str, Any], where: str, before: Sequence[Row]) -> Row:
     if not isinstance(said, dict) or "name" not in said:
         raise CalmError(f"{where}: expected a mapping with at least `name`, got {said!r}.")
     _only(said, _ROW_FIELDS, where)
@@ -267,13 +286,30 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str) -> Row:
             "not be compared under the same budget and data. Take that out, or say why in "
             "`own_budget`; the table will show the reason."
         )
+    source = _source(said, before, f"{where} ({said['name']})")
     return Row(
         name=str(said["name"]),
-        config=merge(base, own),
-        train=bool(said.get("train", True)),
+        config=merge(base if source is None else source.config, own),
+        train=bool(said.get("train", source is None)),
         label=str(said.get("label") or said["name"]),
         own_budget=reason,
+        weights_of=source,
     )
+
+
+def _source(said: Mapping[str, Any], before: Sequence[Row], where: str) -> Row | None:
+    """The row that `weights_of` names; what this row does not say is as there."""
+    if "weights_of" not in said:
+        return None
+    trained = {row.name: row for row in before if row.train}
+    if said["weights_of"] not in trained:
+        raise CalmError(
+            f"{where}: weights_of={said['weights_of']!r} must name a row above it that is trained: "
+            f"{sorted(trained)}."
+        )
+    if said.get("train"):
+        raise CalmError(f"{where}: a row with `weights_of` is only scored; take `train` out.")
+    return trained[said["weights_of"]]
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,8 +404,8 @@ def compare(
     with Progress(jobs, pending, folder, count) as progress:
         try:
             while waiting or running:
-                while waiting and len(running) < count:
-                    job = waiting.pop(0)
+                while len(running) < count and (job := _next(waiting, running)) is not None:
+                    waiting.remove(job)
                     arguments = (job, folder, comparison.threads, dict(comparison.samples))
                     running[job] = context.Process(target=_run_alone, args=arguments)
                     running[job].start()
@@ -403,6 +439,15 @@ def _raise_on_signals() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, stop)
+
+
+def _next(waiting: Sequence[Job], running: Collection[Job]) -> Job | None:
+    """The next job whose weights, if it needs those of another, are not still to be made."""
+    unfinished = {(job.row.name, job.seed) for job in (*waiting, *running)}
+    for job in waiting:
+        if job.source is None or (job.source.row.name, job.seed) not in unfinished:
+            return job
+    return None
 
 
 def _workers_of_this_machine(threads: int) -> int:
@@ -474,6 +519,8 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
     folder = job.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     config = job.config()
+    if job.source is not None:
+        config["model"]["start_from"] = str(_weights(job.source, out))
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     quiet = {
         "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
@@ -518,6 +565,17 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
     temporary = folder / "result.json.tmp"
     temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
     temporary.replace(folder / "result.json")
+
+
+def _weights(source: Job, out: Path) -> Path:
+    """Folder of a finished job's model."""
+    model = source.folder(out) / "model"
+    if finished(source, out) is None or not model.is_dir():
+        raise CalmError(
+            f"the weights of row {source.row.name!r} with seed {source.seed} are not there: that "
+            "run is not finished. Run the comparison without --rows, or that row first."
+        )
+    return model
 
 
 def split_metrics(

@@ -4,7 +4,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -86,6 +86,9 @@ class CalmModule(L.LightningModule):
             (`Example.meta["prompt/<name>"]`); sets without it are not evaluated.
         start_from: Folder of a saved composition to begin with. If it joins fewer models than this
             run, only the bridges of the further augmenting models are trained.
+        disturb: A control of evaluations, for compositions that read augmenting models (`zero`:
+            states of zeros; `shuffle`: each question reads the states of another): what of the
+            score is owed to them? Training is not disturbed.
 
     Raises:
         CalmError: If a setting is out of range.
@@ -102,6 +105,7 @@ class CalmModule(L.LightningModule):
         final_share: float = 0.05,
         ask_with: str | None = None,
         start_from: str | None = None,
+        disturb: Literal["zero", "shuffle"] | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -117,6 +121,7 @@ class CalmModule(L.LightningModule):
         self.final_share = final_share
         self.ask_with = ask_with
         self.start_from = start_from
+        self.disturb = disturb
         self.strict_loading = False  # checkpoints hold the trained part; checked in load_state_dict
         self.model: LanguageModel | None = None
         self._references: list[dict[str, Any]] | None = None
@@ -276,18 +281,27 @@ class CalmModule(L.LightningModule):
         if not asked:
             return [""] * len(prompts)
         started = time.perf_counter()
-        with _seeded(f"{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"):
-            said = self.language_model.generate_text(
-                [prompts[i] for i in asked],
-                stop=kind.stop,
-                max_new_tokens=kind.max_new_tokens,
-                **{"do_sample": False, "num_beams": 1, **kind.generation},
-            )
+        name = f"{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"
+        with _seeded(name), self._disturbed():
+            said = self._say([examples[i] for i in asked], [prompts[i] for i in asked], kind)
         self.answering_seconds += time.perf_counter() - started
         self.answered_characters += sum(map(len, said))
         self._answered_batches += 1
         answers = dict(zip(asked, said, strict=True))
         return [answers.get(i, "") for i in range(len(prompts))]
+
+    def _say(
+        self, examples: Sequence[Example], prompts: Sequence[str], kind: EvaluationSet
+    ) -> list[str]:
+        model = self.language_model
+        # An oracle is a control that looks at the truth, so it is asked with the examples.
+        if (answer_examples := getattr(model, "answer_examples", None)) is not None:
+            told: list[str] = answer_examples(examples, prompts, kind)
+            return told
+        options = {"do_sample": False, "num_beams": 1, **kind.generation}
+        return model.generate_text(
+            prompts, stop=kind.stop, max_new_tokens=kind.max_new_tokens, **options
+        )
 
     def _fitting(
         self, prompts: Sequence[str], targets: Sequence[str] | None, new_tokens: int = 0
@@ -322,8 +336,21 @@ class CalmModule(L.LightningModule):
         )
         inputs = {name: t.to(self.device) for name, t in inputs.items()}
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
-        loss = self.language_model(**inputs).loss
+        with self._disturbed():
+            loss = self.language_model(**inputs).loss
         losses.update(loss, tokens, sum(len(targets[i]) for i in fitting))
+
+    def _disturbed(self) -> AbstractContextManager[Any]:
+        if self.disturb is None:
+            return nullcontext()
+        disturbed = getattr(self.language_model, "disturbed", None)
+        if disturbed is None:
+            raise CalmError(
+                f"disturb={self.disturb!r}: {self.composition!r} reads no states of augmenting "
+                "models that could be disturbed. Leave model.disturb out."
+            )
+        context: AbstractContextManager[Any] = disturbed(self.disturb)
+        return context
 
     def signatures(self) -> dict[str, str]:
         """How the scores of all evaluation sets are counted, where their libraries say it."""

@@ -302,7 +302,7 @@ def markdown(
         ]
         cells += [_kept(runs, baseline, column) for column in kept]
         cells += [_cost(runs, name) for name in _COSTS.values()]
-        wanted = len(comparison.seeds) if row.train else 1
+        wanted = len(comparison.seeds) if row.seeded else 1
         label = row.label if len(runs) == wanted else f"{row.label} ({len(runs)} of {wanted} seeds)"
         mark = f" [{len(notes) + 1}]" if row.own_budget else ""
         if row.own_budget:

@@ -1,4 +1,4 @@
-"""Every installed composition keeps the promises, on five families; variants on one."""
+"""Every installed composition keeps the promises, on two or five families; variants on one."""
 
 import inspect
 import warnings
@@ -28,12 +28,24 @@ from calm_plugins.compositions.merging import (
 )
 from calm_plugins.compositions.single import Single
 
-SETTINGS = {"LoRA": {"rank": 2}, "Merging": {"method": Linear()}}
+SETTINGS = {
+    "LoRA": {"rank": 2},
+    "Merging": {"method": Linear()},
+    # The tiny tokenizer knows no bar, and the tiny context holds no long pool.
+    "Rewriting": {"sampled": 1, "max_new_tokens": 4, "separator": "a"},
+}
 """Of compositions that cannot be built without."""
 
-BRIDGES = ("GatedCrossAttention", "LowRankCrossAttention", "LinearBridge")
-"""On two families: what depends on the family is in the machine that they share with
-CrossAttention, which is tested on all."""
+ON_TWO_FAMILIES = (
+    "GatedCrossAttention",
+    "LowRankCrossAttention",
+    "LinearBridge",
+    "PromptRouter",
+    "Ensemble",
+    "Rewriting",
+)
+"""What depends on the family is in a machine that is tested on all: by CrossAttention for the
+bridges, by TokenRouter for the routers. Rewriting passes only text between plain models."""
 
 ALIKE = ("Merging",)
 """Need models of one architecture, which those of a case are not; tested further below."""
@@ -81,7 +93,7 @@ for _cls in installed():
     _reads_augmenting = "augmenting_used" not in _composition.exempt
     globals()[f"Test{_cls.__name__}"] = suite(
         _composition,
-        ("llama", "gpt2") if _cls.__name__ in BRIDGES else FAMILIES,
+        ("llama", "gpt2") if _cls.__name__ in ON_TWO_FAMILIES else FAMILIES,
         (1, 2) if _reads_augmenting else (1,),
     )
 for _name, (_variant, _number) in VARIANTS.items():

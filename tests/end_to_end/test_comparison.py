@@ -274,3 +274,38 @@ def test_worker_processes_do_the_same(calm: Any, compared: Any, tmp_path: Path) 
     here = json.loads((compared[0] / "out" / result).read_text())
     assert there["metrics"] == here["metrics"]
     assert there["curve"] == here["curve"]
+
+
+def test_controls_score_the_weights_of_another_row(
+    calm: Any, here_and_now: None, tmp_path: Path
+) -> None:
+    rows = [
+        {"name": "trained"},
+        {"name": "again", "weights_of": "trained"},
+        {"name": "zeroed", "weights_of": "trained", "config": {"model": {"disturb": "zero"}}},
+        {"name": "shuffled", "weights_of": "trained", "config": {"model": {"disturb": "shuffle"}}},
+    ]
+    outcome = calm("compare", write(tmp_path / "c.yaml", rows=rows), "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    found = {
+        (row["name"], row["seed"]): row
+        for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    }
+    assert len(found) == 8
+    for seed in (0, 1):
+        told = {name: found[name, seed]["details"] for name in ("trained", "again", "zeroed")}
+        assert told["again"] == pytest.approx(told["trained"])
+        assert told["zeroed"]["kv_subs/loss_nats"] != told["trained"]["kv_subs/loss_nats"]
+        shuffled = found["shuffled", seed]["details"]["kv_subs/loss_nats"]
+        assert shuffled not in (told["trained"]["kv_subs/loss_nats"], told["zeroed"])
+    assert found["again", 0]["seconds"] == 0
+    assert found["again", 0]["details"] != found["again", 1]["details"]
+
+
+def test_a_control_without_its_weights_says_so(
+    calm: Any, here_and_now: None, tmp_path: Path
+) -> None:
+    rows = [{"name": "trained"}, {"name": "again", "weights_of": "trained"}]
+    file = write(tmp_path / "c.yaml", rows=rows)
+    message = calm("compare", file, "--out", tmp_path / "out", "--rows", "again").message
+    assert "the weights of row 'trained' with seed 0 are not there" in message

@@ -10,6 +10,7 @@ import yaml
 from calm_lightning.compare import (
     Job,
     Row,
+    _next,
     _reason,
     commit,
     draw_samples,
@@ -279,3 +280,52 @@ def test_why_a_run_failed_is_said_in_a_line_and_kept_whole(file: Path, tmp_path:
     (folder / "error.txt").write_text("Traceback (most recent call last):\n  ...\nKeyError: 'a'\n")
     said = _reason(job, tmp_path, 1)
     assert said == f"KeyError: 'a' (whole traceback: {folder / 'error.txt'})"
+
+
+def test_a_row_that_scores_another_ones_weights(file: Path) -> None:
+    own = {"model": {"composition": {"init_args": {"y": 2}}}}
+    rows = [
+        {"name": "a", "config": own},
+        {"name": "b", "weights_of": "a", "config": {"model": {"disturb": "zero"}}},
+    ]
+    said = read(file, rows=rows, seeds=[3, 4])
+    a, b = said.rows
+    assert b.weights_of is a
+    assert not b.train
+    assert b.config == merge(a.config, {"model": {"disturb": "zero"}})
+    assert [(job.row.name, job.seed) for job in said.jobs] == [
+        ("a", 3), ("b", 3), ("a", 4), ("b", 4),
+    ]  # fmt: skip
+    other = read(file, rows=[{"name": "a"}, {**rows[1], "config": {**own, **rows[1]["config"]}}])
+    assert Job(other.rows[1], 3).key() != Job(b, 3).key()
+
+
+def test_a_run_waits_for_the_weights_that_it_scores(file: Path) -> None:
+    rows = [{"name": "a"}, {"name": "b", "weights_of": "a"}, {"name": "c"}]
+    first, control, last = read(file, rows=rows).jobs
+    assert _next([control, last], [first]) is last
+    assert _next([control], [first]) is None
+    assert _next([control, last], []) is control
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (
+            [{"name": "b", "weights_of": "a"}, {"name": "a"}],
+            r"weights_of='a' must name a row above",
+        ),
+        (
+            [{"name": "a", "train": False}, {"name": "b", "weights_of": "a"}],
+            "that is trained: []",
+        ),
+        ([{"name": "a"}, {"name": "b", "weights_of": "a", "train": True}], "take `train` out"),
+    ],
+)
+def test_weights_that_cannot_be_had(file: Path, rows: list[Any], wanted: str) -> None:
+    assert wanted in refusal(file, rows=rows)
+
+
+def test_a_control_is_not_kept_without_its_row(file: Path) -> None:
+    rows = [{"name": "a"}, {"name": "b", "weights_of": "a"}]
+    assert "keeps 'b' without 'a'" in refusal(file, rows=rows, only=["b"])

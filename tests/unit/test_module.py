@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calm_lightning.backbone import Backbone, BackboneSource
 from calm_lightning.callbacks import NothingFrozenMoved, WriteAnswers
+from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import (
     CalmError,
     Composition,
@@ -231,6 +232,25 @@ def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None
     assert "test/texts/too_long" not in scores
 
 
+def test_a_disturbance_is_that_of_evaluation_alone() -> None:
+    def fitted(**options: Any) -> CalmModule:
+        torch.manual_seed(0)
+        module = make(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.3), **options)
+        trainer(max_steps=3, limit_val_batches=0).fit(module, datamodule=Sums())
+        return module
+
+    module = fitted(disturb="zero")
+    disturbed = scores_of(module, Sums())
+    module.disturb = None
+    assert scores_of(module, Sums()) != disturbed
+    assert scores_of(module, Sums()) == scores_of(fitted(), Sums())
+
+
+def test_what_reads_no_states_cannot_be_disturbed() -> None:
+    with pytest.raises(CalmError, match=r"disturb='zero': .*Single.* reads no states"):
+        scores_of(make(Single(), disturb="zero"), Sums())
+
+
 def test_sampled_answers_differ_and_can_be_repeated() -> None:
     class Sampled(Sums):
         def evaluation_sets(self) -> Sequence[EvaluationSet]:
@@ -246,6 +266,17 @@ def test_sampled_answers_differ_and_can_be_repeated() -> None:
     first = said()
     assert said() == first
     assert len(set(first)) > 1
+
+
+def test_a_control_that_knows_the_truth_is_asked_with_the_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(model: Any, examples: Any, prompts: Sequence[str], kind: EvaluationSet) -> list[str]:
+        assert list(prompts) == [e.prompt for e in examples]
+        return [e.target if int(e.target) % 2 else "" for e in examples]
+
+    monkeypatch.setattr(ComposedModel, "answer_examples", told, raising=False)
+    assert scores_of(make(), Sums())["test/sums/accuracy"] == pytest.approx(0.5)
 
 
 def test_another_way_to_ask_is_used_and_sets_without_it_left_out() -> None:
