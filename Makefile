@@ -59,7 +59,8 @@ test: $(READY) ## Lint, types, import rules, tests: what CI runs.
 	$(BIN)/lint-imports
 	$(PYTEST)
 
-test-all: $(READY) ## The tests that take long, too.
+test-all: $(READY) ## The tests that take long, and those of quantised backbones, too.
+	$(BIN)/pip install --quiet --constraint constraints.txt 'torchao>=0.18'
 	$(PYTEST) -m "not gpu"
 
 families: $(READY) ## Write docs/families.md from the families that are tested.

@@ -2,6 +2,7 @@
 
 calm fit | validate | test | predict   one run, from a YAML file
 calm compare                           many rows and seeds under one budget, as a table
+calm estimate                          what a fit would take: memory, arithmetic, GPUs
 calm generate                          ask a trained model
 calm evaluate                          lm-evaluation-harness on it and on its parts
 calm card                              its model card, written anew
@@ -33,6 +34,7 @@ commands:
   test       score it on every evaluation set: calm test --run runs/NAME
   predict    write its answers
   compare    many rows and seeds, as a table: calm compare configs/key_value/demo.yaml
+  estimate   tell what a fit would take:     calm estimate --config FILE --gpu-memory 80
   generate   ask a trained model:            calm generate runs/NAME/model --prompt "<kqz>+<abf>="
   evaluate   lm-evaluation-harness on it:    calm evaluate runs/NAME/model --tasks NAME,NAME
   card       write its model card anew, with the results of the comparison that it is from
@@ -220,6 +222,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="where to compute (default: the first GPU, if there is)")
 
 
+def _estimate(arguments: Sequence[str]) -> None:
+    from calm_lightning.estimate.command import run_estimate
+
+    sys.argv[1:] = arguments  # it is read as that of `calm fit` is
+    run_estimate()
+
+
 def _compare(arguments: Sequence[str]) -> None:
     from calm_lightning.compare import compare
 
@@ -241,6 +250,7 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 OWN_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "card": _card,
     "compare": _compare,
+    "estimate": _estimate,
     "evaluate": _evaluate,
     "generate": _generate,
     "plugins": _plugins,

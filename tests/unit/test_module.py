@@ -27,6 +27,7 @@ from calm_lightning.contracts import (
 from calm_lightning.module import CalmModule, TextLoss, learning_rate_share
 from calm_lightning.run import quiet_libraries
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.testing.tokenizers import text_tokenizer
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.single import Single
 
@@ -348,6 +349,26 @@ def test_what_learns_is_in_training_mode_and_what_is_frozen_is_not(
     fitting.fit(module, datamodule=task)
     assert seen["learns"] == {True}
     assert seen["frozen"] <= {False}
+
+
+def test_a_batch_in_which_no_state_is_visible_yet_teaches_nothing() -> None:
+    class Aligned(Made):
+        def load(self) -> Backbone:
+            tokenizer = text_tokenizer("byte_bpe" if self.seed else "characters")
+            return tiny_backbone(
+                vocab=len(tokenizer), seed=self.seed, tokenizer=tokenizer, name=self.path
+            )
+
+    module = CalmModule(Aligned(0), CrossAttention(every=2), [Aligned(1)], warmup_steps=0)
+    word = [Example("a", "bcde", ends=False)]  # no continuation is ruled out
+    task = Sums(batch_size=1)
+    task.train_examples = lambda: word  # type: ignore[method-assign]
+    module.configure_model()
+    before = [p.detach().clone() for _, p in module.language_model.trainable_parameters()]
+    trainer(max_steps=2, limit_val_batches=0).fit(module, datamodule=task)
+    after = [p for _, p in module.language_model.trainable_parameters()]
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(after, before, strict=True)]
+    assert max(moved) < 1e-2  # weight decay alone
 
 
 def test_a_frozen_weight_that_moved_is_noticed() -> None:

@@ -1,0 +1,212 @@
+"""The command `calm estimate`: a config of `calm fit` in, tables out."""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from calm_lightning.contracts import CalmError
+from calm_lightning.estimate.figures import Estimate
+from calm_lightning.estimate.gpus import (
+    USABLE,
+    Plan,
+    most_rows,
+    plan_generation,
+    plan_training,
+)
+from calm_lightning.estimate.measure import Precision, Setting, estimate
+from calm_lightning.run import CalmCLI
+
+GIB, MIB = 2**30, 2**20
+
+ABOUT = (
+    "What a run would take, told from its config: weights, memory, arithmetic, GPUs. Takes what "
+    "`calm fit` takes, config files and options alike. No weights and no data are read."
+)
+
+OPTIONS = {
+    "batch-size": "Texts in a training step of one process, and texts answered at a time; by "
+    "default those of the task.",
+    "length": "Tokens of the longest text; by default 512, or the shortest context.",
+    "target-length": "Tokens of a text that are learnt; by default all but the first.",
+    "new-tokens": "Tokens of the longest text that are generated; by default 64, or half of it.",
+}
+
+_ROWS = (
+    "weights", "gradients", "optimizer", "activations", "logits", "caches", "temporary",
+    "kept_free",
+)  # fmt: skip
+"""Of the table of memory, as `Training` and `Generation` name them."""
+
+_SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+class EstimateCLI(CalmCLI):
+    """Reads a config as `calm fit` does, and builds no trainer."""
+
+    def __init__(self) -> None:
+        super().__init__(run=False, parser_kwargs={"prog": "calm estimate", "description": ABOUT})
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        # What else a config may hold that `calm fit` has saved.
+        parser.add_method_arguments(L.Trainer, "fit", skip={*self.subcommands()["fit"]})
+        for option, meaning in OPTIONS.items():
+            parser.add_argument(f"--{option}", type=int | None, default=None, help=meaning)
+        parser.add_argument("--gpu-memory", type=float, default=80.0, help="Of one GPU, in GiB.")
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None: the GPUs that it asks for need not be here."""
+        return None
+
+
+def run_estimate() -> None:
+    """Estimate what the command line says (`sys.argv`), and print it.
+
+    Raises:
+        CalmError: If the config does not fit, or cannot be estimated.
+    """
+    cli = EstimateCLI()
+    config, task = cli.config, cli.config.data.init_args
+    if config.gpu_memory <= 0:
+        raise CalmError(f"--gpu-memory must be above 0 GiB: got {config.gpu_memory:g}.")
+    rows, answered = config.batch_size, config.batch_size
+    if rows is None:
+        rows, answered = task.get("batch_size"), task.get("evaluation_batch_size")
+    if rows is None:
+        raise CalmError(f"{config.data.class_path} does not say its batch_size; give --batch-size.")
+    setting, notes = setting_of(cli)
+    estimated = estimate(
+        setting, rows, answered, config.length, config.target_length, config.new_tokens
+    )
+    show(estimated, config.gpu_memory, notes)
+
+
+def setting_of(cli: EstimateCLI) -> tuple[Setting, list[str]]:
+    """What of a config decides the figures, and remarks on it."""
+    trainer, model = cli.config.trainer, cli.model
+    said = str(trainer.precision or "32-true")
+    precision, notes = _SHORT.get(said, said), []
+    if precision not in get_args(Precision):
+        notes.append(f"trainer.precision={said} is not known here; 32-true was taken.")
+        precision = "32-true"
+    setting = Setting(
+        model.anchor_source,
+        model.augmenting_sources,
+        model.composition,
+        model.optimizer,
+        precision,  # type: ignore[arg-type]
+        on_gpu=trainer.accelerator != "cpu",
+    )
+    return setting, notes
+
+
+# ---------------------------------------------------------------------- printing
+
+
+def show(estimated: Estimate, gpu_gib: float, notes: Sequence[str] = ()) -> None:
+    """Print an estimate.
+
+    Args:
+        estimated: The figures.
+        gpu_gib: Memory of one GPU, in GiB.
+        notes: Printed beside its own.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    training, generation = estimated.training, estimated.generation
+    largest = max(generation.total, training.total if training else 0)
+    unit, size = ("GiB", GIB) if largest >= 10 * GIB else ("MiB", MIB)
+    console.print(_parts(estimated, unit, size))
+    console.print()
+    console.print(_memory(estimated, unit, size))
+    console.print()
+    for line in (*_jobs(estimated, gpu_gib), *notes, *estimated.notes):
+        console.print(line)
+
+
+def _parts(estimated: Estimate, unit: str, size: int) -> Table:
+    table = Table("part", box=None, pad_edge=False)
+    for column in ("weights", "trained", unit):
+        table.add_column(column, justify="right")
+    for part in estimated.parts:
+        table.add_row(
+            part.name, f"{part.weights:,}", f"{part.trained:,}", f"{part.size / size:,.2f}"
+        )
+    return table
+
+
+def _memory(estimated: Estimate, unit: str, size: int) -> Table:
+    """One column for each job; what is beside the tensors is told for processors only."""
+    table = Table(f"memory, {unit}", box=None, pad_edge=False)
+    for column in ("training", "generation"):
+        table.add_column(column, justify="right")
+    jobs = (estimated.training, estimated.generation)
+    for name in _ROWS:
+        found = [getattr(job, name, None) for job in jobs]
+        if name != "kept_free" or estimated.program:
+            table.add_row(name.replace("_", " "), *(_number(each, size) for each in found))
+    totals = [None if job is None else job.total + estimated.program for job in jobs]
+    if estimated.program:
+        beside = [None if job is None else estimated.program for job in jobs]
+        table.add_row("program", *(_number(each, size) for each in beside))
+    table.add_row("total", *(_number(each, size) for each in totals))
+    return table
+
+
+def _number(size: int | None, unit: int) -> str:
+    return "" if size is None else f"{size / unit:,.2f}"
+
+
+def _jobs(estimated: Estimate, gpu_gib: float) -> list[str]:
+    work, training, generation = estimated.work, estimated.training, estimated.generation
+    trained, answered = most_rows(estimated, gpu_gib * GIB)
+    lines = ["Nothing is trained."]
+    if training is not None:
+        lines = [
+            f"Training on {work.rows} rows of {work.length:,} tokens, {work.targets:,} of them "
+            f"learnt: {_flops(training.flops / (work.rows * work.length))} a token.",
+            f"  {_plan(plan_training(estimated, gpu_gib * GIB), gpu_gib)} {_most(trained or 0)}",
+        ]
+    prompt = work.length - work.new_tokens
+    return [
+        *lines,
+        f"Generation of {work.new_tokens:,} tokens after {prompt:,}, {work.answered} rows at a "
+        f"time: {_flops(generation.flops / work.answered)} a token, "
+        f"{_flops(generation.prompt_flops / (work.answered * prompt))} a token of the prompt.",
+        f"  {_plan(plan_generation(estimated, gpu_gib * GIB), gpu_gib)} {_most(answered)}",
+        f"Of a GPU {USABLE:.0%} are counted on; the rest is for its context, libraries and gaps.",
+    ]
+
+
+def _plan(plan: Plan | None, gpu_gib: float) -> str:
+    if plan is None:
+        return (
+            f"No number of GPUs of {gpu_gib:g} GiB suffices: what cannot be shared out, one row "
+            "among it, does not fit. Take shorter rows, a lower precision or quantization."
+        )
+    used = f"{plan.size / GIB:,.2f} GiB" if plan.size >= GIB else f"{plan.size / MIB:,.0f} MiB"
+    if plan.gpus == 1:
+        return f"One GPU of {gpu_gib:g} GiB, {used} of it used."
+    if plan.strategy in ("DDP", "FSDP2"):
+        used = f"{plan.rows} {'row' if plan.rows == 1 else 'rows'} and {used}"
+    said = f"{plan.strategy} on {plan.gpus} GPUs of {gpu_gib:g} GiB, {used} on each."
+    if plan.strategy == "FSDP2":
+        said += " `calm fit` does not share out weights by itself: `configure_model` has to."
+    return said
+
+
+def _most(rows: int) -> str:
+    return f"One GPU holds at most {rows:,} rows." if rows else "One GPU holds not a single row."
+
+
+def _flops(count: float) -> str:
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}FLOP"
+    return f"{count / 1e3:.3g} kFLOP"
