@@ -204,6 +204,13 @@ class TextAlignment:
             self._known.popitem(last=False)
         return reading
 
+    def length(self, ids: Sequence[int]) -> int:
+        """How many tokens of the augmenting model the anchor's tokens are."""
+        text, _ = self.text_of(ids)
+        if self._settling is None:
+            return len(self._reader(text)["input_ids"])
+        return len(self._settling.first) + len(self._settling.tokenize(text)[0])
+
     def _read(self, ids: Sequence[int], settling: Settling) -> Reading:
         text, ends = self.text_of(ids)
         tokens, token_ends = settling.tokenize(text)

@@ -21,6 +21,7 @@ from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone, BackboneSource, DType
 from calm_lightning.card import FACTS, write_card
 from calm_lightning.composed.model import ComposedModel
+from calm_lightning.composed.wiring import wire
 from calm_lightning.contracts import CalmError, Composition, LanguageModel
 from calm_lightning.hub import FETCH_OPTIONS, local_folder
 from calm_lightning.language_model import TextModel
@@ -100,10 +101,25 @@ def save_pretrained(
             "writes the backbones into the folder too."
         )
     folder = Path(folder)
+    if (folder / CONFIG).exists() and isinstance(model, ComposedModel):
+        _require_composition(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder)
     if full and holds_composition(folder):
         add_backbones(model, folder)
+
+
+def _require_composition(folder: Path) -> None:
+    """Refuse to write over a model of another kind, a backbone perhaps.
+
+    Raises:
+        CalmError: If the folder's config.json is not that of a saved composition.
+    """
+    if not holds_composition(folder):
+        raise CalmError(
+            f"{folder} holds another model ({CONFIG} is not that of a composition), which would be "
+            "lost. Save into a folder of its own."
+        )
 
 
 def save(model: TextModel, composition: Composition, folder: Path) -> None:
@@ -121,10 +137,7 @@ def save(model: TextModel, composition: Composition, folder: Path) -> None:
     description = {
         "model_type": ComposedConfig.model_type,
         "architectures": [type(model).__name__],
-        "composition": {
-            "class_path": f"{type(composition).__module__}.{type(composition).__qualname__}",
-            "init_args": composition.settings(),
-        },
+        "composition": described(composition),
         "backbones": references_of(model),
         "anchor": anchor.model.config.to_dict(),
         "augmenting": [backbone.model.config.to_dict() for backbone in augmenting],
@@ -135,6 +148,62 @@ def save(model: TextModel, composition: Composition, folder: Path) -> None:
     if (settings := anchor.model.generation_config) is not None:
         settings.save_pretrained(folder)
     write_card(folder)
+
+
+def described(composition: Composition) -> dict[str, Any]:
+    """A composition as JSON says it: its class and its settings."""
+    said = {
+        "class_path": f"{type(composition).__module__}.{type(composition).__qualname__}",
+        "init_args": composition.settings(),
+    }
+    return dict(json.loads(json.dumps(said, default=str)))
+
+
+def check_same_composition(
+    model: LanguageModel, saved: dict[str, Any], number: int, origin: str
+) -> None:
+    """Refuse weights that mean something else in this model, though their shapes may fit.
+
+    Args:
+        model: Where the weights are to go. Only the machine for hidden states is checked.
+        saved: As `described` says it.
+        number: Of augmenting models that the weights join.
+        origin: Where the weights come from, for the message.
+
+    Raises:
+        CalmError: If class, settings or connections differ; models that only this one has may
+            stand behind those of the saved one.
+    """
+    if not isinstance(model, ComposedModel):
+        return
+    own = described(model.composition)
+    wiring = {"connections", "every"}
+    ignored = wiring | {*model.composition.training_only}
+    differing = sorted(
+        name
+        for name in (own["init_args"].keys() | saved["init_args"].keys()) - ignored
+        if own["init_args"].get(name) != saved["init_args"].get(name)
+    )
+    if own["class_path"] != saved["class_path"] or differing:
+        told = ", ".join(
+            f"{name}: {saved['init_args'].get(name)!r} there, {own['init_args'].get(name)!r} here"
+            for name in differing
+        )
+        raise CalmError(
+            f"{origin} holds the weights of a {saved['class_path'].rpartition('.')[2]} with other "
+            f"settings ({told or own['class_path'].rpartition('.')[2] + ' here'}). Give this run "
+            "the same ones."
+        )
+    there = _build(type(model.composition), saved["init_args"], Path(origin))
+    anchor, *augmenting = model.backbones
+    listed, every = getattr(there, "connections", None), getattr(there, "every", 4)
+    wired = wire(anchor, augmenting[:number], listed, every)
+    if list(model.connections[: len(wired)]) != wired:
+        raise CalmError(
+            f"{origin} holds the weights of other connections than this run's: {wired} there, "
+            f"{list(model.connections)} here. Give this run the same ones, those of further "
+            "augmenting models behind them."
+        )
 
 
 def add_backbones(model: LanguageModel, folder: Path) -> None:
@@ -151,7 +220,8 @@ def add_backbones(model: LanguageModel, folder: Path) -> None:
     for number, backbone in enumerate(model.frozen_backbones):
         place = folder / (f"augmenting_{number - 1}" if number else "anchor")
         # Its weights may be mapped into memory from this very place; then they are there already.
-        if not (place.is_dir() and place.samefile(backbone.name)):
+        there_already = place.exists() and Path(backbone.name).exists()
+        if not (there_already and place.samefile(backbone.name)):
             _save_backbone(backbone, place)
         description["backbones"][number]["folder"] = place.name
     _write_description(folder, description)
@@ -245,7 +315,8 @@ def start_from(model: TextModel, folder: Path) -> None:
     Raises:
         CalmError: If the backbones are others, or the saved weights do not fit.
     """
-    references = read_description(folder)["backbones"]
+    description = read_description(folder)
+    references = description["backbones"]
     backbones = model.frozen_backbones
     if len(references) > len(backbones):
         raise CalmError(
@@ -254,6 +325,7 @@ def start_from(model: TextModel, folder: Path) -> None:
         )
     for backbone, reference in zip(backbones, references, strict=False):
         check_same(backbone, reference, str(folder))
+    check_same_composition(model, description["composition"], len(references) - 1, str(folder))
     weights, own = read_weights(folder / WEIGHTS), model.own_state()
     grown = len(references) < len(backbones)
     put(weights, {n: own[n] for n in own if not grown or n in weights}, str(folder / WEIGHTS))
@@ -305,7 +377,10 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     try:
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        description["composition"]["class_path"], description["backbones"][0]["fingerprint"]
+        described_as = description["composition"]
+        described_as["class_path"], described_as["init_args"], description["backbones"][0]
+        for reference in description["backbones"]:
+            [reference[key] for key in ("role", "name", "revision", "fingerprint")]
     except FileNotFoundError:
         raise CalmError(f"{folder} has no {CONFIG}; it is not a saved composition.") from None
     except (ValueError, KeyError, IndexError, TypeError) as error:

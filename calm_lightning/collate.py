@@ -14,6 +14,10 @@ IGNORED = -100
 """Label of a position where nothing is learnt, as everywhere in transformers."""
 
 
+_BEFORE = ("", "\n", "a", "0", ".")
+"""Behind one of these nearly every text is read as it is behind any other."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One tokenized text: ids, and how many of them belong to the prompt."""
@@ -79,7 +83,7 @@ def tokenize(
         full = _without_end(tokenizer, full)
         if full[: len(prompt)] != prompt:
             # Nothing precedes the target, or the tokenizer joins it with the prompt's end.
-            full = prompt + _ids(tokenizer, [target], add_special_tokens=False)[0]
+            full = prompt + _continuation(tokenizer, prompt, target)
         if end and tokenizer.eos_token_id is not None:
             full = [*full, tokenizer.eos_token_id]
         rows.append(Row(full, len(prompt)))
@@ -137,6 +141,27 @@ def _ids(
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], target: str) -> list[int]:
+    """A target's ids behind a prompt's, so that both together are the text of both.
+
+    Many tokenizers put a space before whatever they read. So the target is read behind something
+    else, which is taken away again, until one is found from which it can be told apart.
+    """
+
+    def text(ids: list[int]) -> str:
+        said: str = tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return said
+
+    wanted = text(prompt) + target
+    for before in _BEFORE:
+        head, whole = _ids(tokenizer, [before, before + target], add_special_tokens=False)
+        if whole[: len(head)] == head and text(prompt + whole[len(head) :]) == wanted:
+            return whole[len(head) :]
+    return _ids(tokenizer, [target], add_special_tokens=False)[0]
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

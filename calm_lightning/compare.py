@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ import yaml
 from calm_lightning.contracts import CalmError
 
 BUDGET = (
-    "max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "limit_train_batches",
-    "overfit_batches", "limit_test_batches",
+    "max_steps", "max_epochs", "max_time", "min_steps", "min_epochs", "accumulate_grad_batches",
+    "limit_train_batches", "overfit_batches", "limit_test_batches", "callbacks",
 )  # fmt: skip
 _FIELDS = {
     "name", "about", "base", "rows", "seeds", "columns", "paper", "samples", "threads", "workers",
@@ -148,13 +149,8 @@ class Job:
     def key(self) -> str:
         """A hash of all that decides the result: config, the backbones' files and the data's."""
         digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True, default=str).encode())
-        for source in _backbones(self.row.config):
-            folder = Path(str(source.get("path", ""))).expanduser()
-            files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
-            for file in sorted(files) if folder.is_dir() else []:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-        for file in _files_in(self.row.config.get("data")):
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        for file in _files_in(self.row.config):
+            digest.update(_hash_of(file, file.stat().st_mtime_ns, file.stat().st_size))
         if self.source is not None:
             digest.update(self.source.key().encode())
         return digest.hexdigest()
@@ -168,14 +164,28 @@ def _backbones(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _files_in(said: Any) -> Iterator[Path]:
-    """The files that a part of a config names."""
+    """The files, and all files in the folders, that a part of a config names.
+
+    What is called a cache is left out: it grows, and does not change what comes out.
+    """
     if isinstance(said, Mapping):
-        said = list(said.values())
+        said = [value for name, value in said.items() if name != "cache"]
     if isinstance(said, list):
         for each in said:
             yield from _files_in(each)
-    elif isinstance(said, str) and len(said) < 4096 and Path(said).is_file():
-        yield Path(said)
+    elif isinstance(said, str) and 0 < len(said) < 4096:
+        path = Path(os.path.expandvars(said)).expanduser()
+        if path.is_file():
+            yield path
+        elif path.is_dir() and said not in (".", "/"):
+            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+
+
+@cache
+def _hash_of(file: Path, changed: int, size: int) -> bytes:
+    """A hash of a file's content, made again if the file has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 # ---------------------------------------------------------------------- reading the file
@@ -198,6 +208,7 @@ def read_comparison(file: Path) -> Comparison:
     for name, kind in _KINDS.items():
         if said.get(name) is not None and not isinstance(said[name], kind):
             raise CalmError(f"{file}: `{name}` must be {_A[kind]}, not {said[name]!r}.")
+    _check_entries(said, file)
     base = said.get("base") or {}
     rows: list[Row] = []
     for number, row in enumerate(said["rows"], 1):
@@ -229,6 +240,26 @@ def read_comparison(file: Path) -> Comparison:
         baseline=_row_of(said, "baseline", rows, names, file),
         retention=tuple(said.get("retention") or ()),
     )
+
+
+def _check_entries(said: Mapping[str, Any], file: Path) -> None:
+    """Refuse what would be found out only when the table is written, after all training."""
+    for name in ("columns", "retention", "only"):
+        if strange := [each for each in said.get(name) or () if not isinstance(each, str)]:
+            raise CalmError(f"{file}: `{name}` is a list of names; {strange} are none.")
+    for row, figures in (said.get("paper") or {}).items():
+        numbers = figures.values() if isinstance(figures, dict) else [None]
+        if not all(type(value) in (int, float) for value in numbers):
+            raise CalmError(
+                f"{file}: `paper` has a mapping of columns to figures for each row, not "
+                f"{figures!r} for {row!r}."
+            )
+    for name, count in (said.get("samples") or {}).items():
+        if type(count) is not int or count < 0:
+            raise CalmError(f"{file}: `samples` of {name!r} must be a whole number, not {count!r}.")
+    for name in ("threads", "workers"):
+        if isinstance(said.get(name), bool):
+            raise CalmError(f"{file}: `{name}` must be a whole number, not {said[name]!r}.")
 
 
 def _row_of(
@@ -280,6 +311,7 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str, before: Sequence[R
         raise CalmError(f"{where} ({said['name']}): train must be true or false.")
     reason = str(said.get("own_budget") or "")
     budget = [f"trainer.{key}" for key in BUDGET if key in (own.get("trainer") or {})]
+    budget += ["model.start_from"] if "start_from" in (own.get("model") or {}) else []
     if (budget or "data" in own) and not reason:
         raise CalmError(
             f"{where} ({said['name']}): it changes {', '.join(budget or ['data'])}, so it would "

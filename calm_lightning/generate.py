@@ -1,5 +1,6 @@
 """`calm generate`: ask a trained model, one prompt, a file of them, or in a conversation."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -72,7 +73,7 @@ def generate(
             'Nothing was asked. Give --prompt "TEXT", or --file with a prompt a line; on a '
             "terminal, neither."
         )
-    _check_numbers(max_new_tokens, num_beams, batch_size, temperature)
+    _check_numbers(max_new_tokens, num_beams, batch_size, temperature, seed)
     if anchor_only and compare:
         raise CalmError("--compare shows the anchor's answers too: leave out --anchor-only.")
     options: dict[str, Any] = {
@@ -234,7 +235,7 @@ def _user(question: str) -> Message:
 
 
 def _check_numbers(
-    max_new_tokens: int, num_beams: int, batch_size: int, temperature: float
+    max_new_tokens: int, num_beams: int, batch_size: int, temperature: float, seed: int
 ) -> None:
     for name, value in (
         ("max-new-tokens", max_new_tokens),
@@ -243,11 +244,13 @@ def _check_numbers(
     ):
         if value < 1:
             raise CalmError(f"--{name} must be at least 1: got {value}.")
-    if temperature <= 0:
+    if not 1e-3 <= temperature < math.inf:
         raise CalmError(
-            f"--temperature must be above 0: got {temperature}. Without --sample "
-            "the likeliest token is taken."
+            f"--temperature must be above 0 (at least 0.001, and a number): got {temperature}. "
+            "Without --sample the likeliest token is taken."
         )
+    if not 0 <= seed < 2**63:
+        raise CalmError(f"--seed must be a whole number from 0 to 2^63 - 1: got {seed}.")
 
 
 def _no_save(folder: Path) -> None:

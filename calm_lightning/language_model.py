@@ -33,7 +33,7 @@ class TextModel(LanguageModel):
 
     @property
     def readers(self) -> tuple[Backbone, ...]:
-        """Every backbone that reads the text, so that the text must fit its context."""
+        """Every backbone that reads the anchor's tokens, so that they must fit its context."""
         return (self.anchor_backbone,)
 
     def own_state(self) -> dict[str, Tensor]:

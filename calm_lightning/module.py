@@ -16,7 +16,14 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from calm_lightning.backbone import BackboneSource
-from calm_lightning.checkpoint import load_trained, references_of, start_from
+from calm_lightning.checkpoint import (
+    check_same,
+    check_same_composition,
+    described,
+    load_trained,
+    references_of,
+    start_from,
+)
 from calm_lightning.collate import IGNORED, Batch, Collator
 from calm_lightning.contracts import (
     CalmError,
@@ -53,14 +60,11 @@ class TextLoss(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
-    def update(self, mean_nats: Tensor, tokens: int, characters: int) -> None:
+    def update(self, mean_nats: Tensor, tokens: int, characters: int, too_long: int = 0) -> None:
         self.nats += mean_nats.double() * tokens
         self.tokens += tokens
         self.characters += characters
-
-    def leave_out(self, examples: int) -> None:
-        """Count examples that no model could read."""
-        self.too_long += examples
+        self.too_long += too_long
 
     @override
     def compute(self) -> dict[str, Tensor]:
@@ -331,8 +335,9 @@ class CalmModule(L.LightningModule):
             if (each := scorer.each(answers, examples)) is not None:
                 self.outcomes.setdefault(kind.name, []).extend(each)
         fitting = sorted({*self._fitting(prompts, targets)} & {*self._fitting(prompts, None, room)})
-        losses.leave_out(len(examples) - len(fitting))
+        too_long = len(examples) - len(fitting)
         if not fitting:
+            losses.update(torch.zeros((), device=self.device), 0, 0, too_long)
             return
         inputs = self.language_model.encode(
             [prompts[i] for i in fitting],
@@ -343,7 +348,7 @@ class CalmModule(L.LightningModule):
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         with self._disturbed():
             loss = self.language_model(**inputs).loss
-        losses.update(loss, tokens, sum(len(targets[i]) for i in fitting))
+        losses.update(loss, tokens, sum(len(targets[i]) for i in fitting), too_long)
 
     def _disturbed(self) -> AbstractContextManager[Any]:
         if self.disturb is None:
@@ -394,9 +399,24 @@ class CalmModule(L.LightningModule):
                 if metric is None or metric.update_count == 0:
                     continue
                 scores |= metric.compute()
+                if isinstance(metric, TextLoss) and not math.isfinite(scores["loss_nats"]):
+                    self._refuse_if_nothing_fits(name, scores)
                 with torch.inference_mode(False):  # or a fit could not change the fresh state
                     metric.reset()
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
+
+    def _refuse_if_nothing_fits(self, name: str, scores: Mapping[str, Tensor]) -> None:
+        if "too_long" in scores and torch.isnan(scores["loss_nats"]):
+            model = self.language_model
+            assert isinstance(model, TextModel), "only these say what fits"
+            limited = [reader for reader in model.readers if reader.context is not None]
+            least = min(limited, key=lambda reader: reader.context or 0, default=None)
+            holds = f" (the context of {least.name!r} holds {least.context})" if least else ""
+            raise CalmError(
+                f"None of the {scores['too_long']:.0f} questions of {name!r} fits every model with "
+                f"room for an answer{holds}. Shorten the prompts, or let answers be shorter (the "
+                "task's max_new_tokens)."
+            )
 
     def prompt_of(self, example: Example) -> str:
         """What the model is asked for an example."""
@@ -418,14 +438,15 @@ class CalmModule(L.LightningModule):
         if self._references is None:  # hashing the weights takes its time; they do not move
             self._references = references_of(self.language_model)
         checkpoint["backbones"] = self._references
+        checkpoint["composition"] = described(self.composition)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from calm_lightning.checkpoint import check_same
-
-        frozen = self.language_model.frozen_backbones
-        for backbone, reference in zip(frozen, checkpoint.get("backbones", []), strict=False):
+        model, references = self.language_model, checkpoint.get("backbones", [])
+        for backbone, reference in zip(model.frozen_backbones, references, strict=False):
             check_same(backbone, reference, "The checkpoint")
+        if (saved := checkpoint.get("composition")) is not None:
+            check_same_composition(model, saved, len(references) - 1, "The checkpoint")
 
     @override
     def load_state_dict(

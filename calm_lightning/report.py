@@ -387,6 +387,10 @@ def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence
             f"{_ALIKE} marks scores that chance may set apart from those of {label} (95 %, paired "
             "bootstrap over questions and seeds)."
         )
+        asked = {column for r in results for column in r.get("outcomes", {})}
+        columns = comparison.columns or {c for r in results for c in r["metrics"]}
+        if untested := [column for column in sorted(columns) if column not in asked]:
+            parts.append(f"Not tested, for want of a score per question: {', '.join(untested)}.")
     if comparison.baseline and comparison.retention:
         label = next(r.label for r in comparison.rows if r.name == comparison.baseline)
         parts.append(f"Kept: per cent of the score of {label}.")

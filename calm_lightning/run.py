@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -104,6 +105,14 @@ class CalmCLI(LightningCLI):
         super()._parse_ckpt_path()
 
     @override
+    def _set_seed(self) -> None:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        seed = config.get("seed_everything")
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise CalmError(f"seed_everything={seed} must be from 0 to 2^32 - 1.")
+        super()._set_seed()
+
+    @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand] if self.subcommand else self.config
         if config.threads is not None:
@@ -111,6 +120,12 @@ class CalmCLI(LightningCLI):
                 raise CalmError(f"threads={config.threads} must be at least 1.")
             torch.set_num_threads(config.threads)
         torch.set_float32_matmul_precision(config.matmul_precision)
+        if str(config.trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
+            raise CalmError(
+                f"trainer.precision={config.trainer.precision} would cast frozen and trained "
+                "weights alike. Load the frozen models in a smaller type (model.anchor.dtype, and "
+                "that of each augmenting model), and train in 32-true or bf16-mixed."
+            )
         if config.trainer.val_check_interval == 0:
             raise CalmError("trainer.val_check_interval=0: at least 1, or a share of an epoch.")
         if type(config.trainer.val_check_interval) is int and (
@@ -126,6 +141,8 @@ class CalmCLI(LightningCLI):
             raise CalmError(f"--run {folder}: that is a file; name a folder.")
         if self.subcommand == "fit":
             _refuse_used(folder, config.ckpt_path)
+            if not config.ckpt_path:
+                _refuse_own_config(folder, config.get("config") or [])
         config.run = str(folder)
         config.trainer.default_root_dir = str(folder)
 
@@ -245,6 +262,16 @@ def _refuse_used(folder: Path, checkpoint: str | None) -> None:
         raise CalmError(
             f"{folder} holds a run that did not finish. Go on with it by --ckpt_path {last}, name "
             "another folder with --run, or move that one away; nothing was changed."
+        )
+
+
+def _refuse_own_config(folder: Path, files: Sequence[Any]) -> None:
+    """The run's own config.yaml must not take the place of one that a user wrote."""
+    config = folder / "config.yaml"
+    if config.exists() and any(config.samefile(str(file)) for file in files):
+        raise CalmError(
+            f"--run {folder} would write the whole config over {config}, which was given by "
+            "--config. Name another folder with --run; nothing was changed."
         )
 
 

@@ -29,7 +29,7 @@ from typing_extensions import override
 from calm_lightning.alignment import positions_of, visible_tokens
 from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
-from calm_lightning.collate import IGNORED
+from calm_lightning.collate import IGNORED, tokenize
 from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
 from calm_lightning.composed.growing import with_another, without_one
@@ -148,7 +148,25 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
     @property
     @override
     def readers(self) -> tuple[Backbone, ...]:
-        return self.backbones
+        same = (r.backbone for r in self.augmenting_readers if r.alignment is None)
+        return (self.backbones[0], *same)
+
+    @override
+    def fits(
+        self, texts: Sequence[str], targets: Sequence[str] | None = None, new_tokens: int = 0
+    ) -> list[bool]:
+        """As everywhere; what another tokenizer makes of an answer to come is estimated."""
+        fitting = super().fits(texts, targets, new_tokens)
+        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets)
+        for reader in self.augmenting_readers:
+            limit = reader.backbone.context
+            if reader.alignment is None or limit is None:
+                continue
+            for number, row in enumerate(rows):
+                length = reader.alignment.length(row.ids)
+                answer = 2 * new_tokens * length / max(1, len(row.ids))
+                fitting[number] &= length + answer <= limit
+        return fitting
 
     @property
     @override
@@ -442,7 +460,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         """While it is active the bridges read wrong states: does the model use them at all?
 
         Args:
-            how: `zero`: all states are zero. `shuffle`: each row reads its neighbour's states.
+            how: `zero`: all states are zero. `shuffle`: each row reads the states of the row half
+                a batch away; zeros in a batch of one.
             augmenting: Number of the only model whose states are spoilt; by default all are.
         """
         numbers = range(len(self.augmenting)) if augmenting is None else [augmenting]
@@ -578,7 +597,11 @@ def unpadded(input_ids: Tensor, new: Tensor) -> list[list[int]]:
 def _disturbed(state: Tensor, how: Disturbance | None) -> Tensor:
     if how == "zero":
         return torch.zeros_like(state)
-    return state.roll(1, dims=0) if how == "shuffle" else state
+    if how != "shuffle":
+        return state
+    # By half of the batch, so that beams and samples of one prompt do not read one another.
+    rows = len(state)
+    return state.roll(rows // 2, dims=0) if rows > 1 else torch.zeros_like(state)
 
 
 def _prompt_lengths(prompt_mask: Tensor, attention_mask: Tensor | None) -> list[int]:

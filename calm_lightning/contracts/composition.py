@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -101,9 +101,12 @@ class Composition(ABC):
     Attributes:
         exempt: Promises of the conformance suite (`calm_lightning.testing.PROMISES`) that this
             composition cannot keep by its nature, each with the reason. The suite checks the rest.
+        training_only: Settings that change how weights are trained and not what they mean, so that
+            a run may go on from saved weights with others.
     """
 
     exempt: dict[str, str] = {}  # noqa: RUF012  (a class attribute on purpose)
+    training_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def compose(self, anchor: "Backbone", augmenting: Sequence["Backbone"]) -> LanguageModel:

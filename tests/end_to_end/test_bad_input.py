@@ -202,6 +202,26 @@ def test_a_finished_run_is_not_overwritten(fit: Any, smoke_run: Any) -> None:
     assert files_of(smoke_run.folder) == before
 
 
+def test_a_config_is_not_overwritten_by_its_own_run(calm: Any, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    written = Path("configs/smoke/key_value.yaml").read_text() + "# my own note\n"
+    config.write_text(written)
+    message = calm("fit", "--config", config, "--run", tmp_path).message
+    assert f"would write the whole config over {config}" in message
+    assert config.read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("--trainer.precision=bf16-true", "train in 32-true or bf16-mixed"),
+        ("--seed_everything=-5", "seed_everything=-5 must be from 0 to 2^32 - 1"),
+    ],
+)
+def test_runs_that_cannot_begin(fit: Any, tmp_path: Path, option: str, wanted: str) -> None:
+    assert wanted in fit(tmp_path, option).message
+
+
 def test_a_run_cannot_be_a_file(fit: Any, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("precious")
@@ -239,7 +259,9 @@ def test_a_checkpoint_beside_another_augmenting_model_is_refused(
 
 def test_a_checkpoint_of_another_composition_is_refused(calm: Any, smoke_run: Any) -> None:
     message = calm("test", "--run", smoke_run.folder, "--model.composition.every=1").message
-    assert "12 trained weights are missing" in message
+    assert "holds the weights of other connections" in message
+    message = calm("test", "--run", smoke_run.folder, "--model.composition.normalize=true").message
+    assert "normalize: False there, True here" in message
 
 
 # ------------------------------------------------------------------ training that goes wrong

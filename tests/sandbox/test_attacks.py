@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,22 +284,31 @@ def as_ordinary_user(work: Callable[[], Record]) -> Record:
     return result
 
 
+def _show_what_only_root_can_reach(libc: Any, folders: Sequence[Path]) -> None:
+    """Interpreter and repository may lie in a folder that is closed: show them to everybody."""
+    hiding = {
+        folder: next((p for p in reversed(folder.parents) if not p.stat().st_mode & 0o001), None)
+        for folder in folders
+    }
+    hidden = [folder for folder, above in hiding.items() if above is not None]
+    if not hidden:
+        return
+    places = {folder: tempfile.mkdtemp(dir="/tmp").encode() for folder in hidden}
+    steps = [libc.unshare(0x20000), libc.mount(b"", b"/", None, 16384 | 1 << 18, None)]
+    for folder, place in places.items():
+        steps.append(libc.mount(str(folder).encode(), place, None, 4096 | 16384, None))
+    for above in {hiding[folder] for folder in hidden}:
+        steps.append(libc.mount(b"tmpfs", str(above).encode(), b"tmpfs", 0, b"mode=755"))
+    for folder, place in places.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        steps.append(libc.mount(place, str(folder).encode(), None, 8192, None))
+        os.rmdir(place)
+    assert not any(steps), steps
+
+
 def _become(user: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    python = Path(sys.base_prefix)
-    hidden = next((p for p in reversed(python.parents) if not p.stat().st_mode & 0o001), None)
-    if hidden is not None:  # only root can reach the interpreter: show it to everybody
-        place = tempfile.mkdtemp()
-        steps = [
-            libc.unshare(0x20000),
-            libc.mount(b"", b"/", None, 16384 | 1 << 18, None),
-            libc.mount(str(python).encode(), place.encode(), None, 4096 | 16384, None),
-            libc.mount(b"tmpfs", str(hidden).encode(), b"tmpfs", 0, b"mode=755"),
-        ]
-        python.mkdir(parents=True, exist_ok=True)
-        steps.append(libc.mount(place.encode(), str(python).encode(), None, 8192, None))
-        os.rmdir(place)
-        assert steps == [0] * 5, steps
+    _show_what_only_root_can_reach(libc, [Path(sys.base_prefix), Path(__file__).parents[2]])
     os.environ["HOME"] = "/"
     os.setgroups([])
     os.setresgid(user, user, user)

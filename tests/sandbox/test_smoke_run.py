@@ -46,7 +46,7 @@ def test_the_smoke_run_trains_tests_and_keeps_every_answer(
         ("--data.sandbox.cpu_seconds=0", "sandbox.cpu_seconds must be at least 1: got 0"),
         ("--data.sandbox.required=[air]", "has no layer 'air'"),
         ("--data.sandbox.layers=[limits]", "required and missing: user (it is switched off)"),
-        ("--data.max_new_tokens=200", "200 to be generated"),
+        ("--data.max_new_tokens=200", "questions of 'humaneval' fits every model"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(

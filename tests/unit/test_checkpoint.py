@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 import calm_lightning as calm
 from calm_lightning.backbone import BackboneSource
-from calm_lightning.checkpoint import load_trained
+from calm_lightning.checkpoint import load_trained, start_from
 from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import CalmError
 from calm_lightning.language_model import PlainModel
@@ -288,3 +288,65 @@ def test_weights_that_do_not_fit_are_refused(saved: Path) -> None:
 def test_a_weight_of_another_shape_is_refused() -> None:
     with pytest.raises(CalmError, match=r"weight has shape \(2, 3\), the model expects \(3, 2\)"):
         load_trained(nn.Linear(2, 3, bias=False), {"weight": torch.zeros(2, 3)}, "a file")
+
+
+# ---------------------------------------------------------------- weights that mean something else
+
+
+def another(home: Path, **settings: object) -> ComposedModel:
+    settings = {"connections": [(1, 0), (0, 1)], **settings}
+    composition = CrossAttention(**settings)  # type: ignore[arg-type]
+    model = calm.compose(home / "anchor", [home / "augmenting"], composition)
+    assert isinstance(model, ComposedModel)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"connections": [(0, 1), (1, 0)]}, "other connections"),
+        ({"positions": "none"}, "positions: 'rotary' there, 'none' here"),
+        ({"relative": True}, "relative: False there, True here"),
+        ({"num_heads": 1}, "num_heads: None there, 1 here"),
+    ],
+)
+def test_weights_of_the_same_shape_that_mean_something_else_are_refused(
+    home: Path, settings: dict[str, object], wanted: str
+) -> None:
+    with pytest.raises(CalmError, match=wanted):
+        start_from(another(home, **settings), home / "saved")
+
+
+def test_what_is_of_training_alone_may_change(home: Path) -> None:
+    model = another(home, state_noise=0.7)
+    start_from(model, home / "saved")
+    assert torch.equal(read(model.eval(), IDS), torch.load(home / "expected.pt"))
+
+
+# ---------------------------------------------------------------- what must not be lost
+
+
+def test_a_composition_is_not_written_over_a_plain_model(home: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(home / "anchor", tmp_path / "anchor"))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(CalmError, match="holds another model"):
+        another(home).save_pretrained(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_model_in_memory_can_be_saved_whole_twice(tmp_path: Path) -> None:
+    backbones = [tiny_backbone(layers=2, seed=seed, tokenizer=tiny_tokenizer()) for seed in (0, 1)]
+    model = calm.compose(backbones[0], backbones[1:], CrossAttention())
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "whole", full=True)
+    again = calm.load(tmp_path / "whole")
+    assert torch.equal(read(again, IDS), read(model, IDS))
+
+
+@pytest.mark.parametrize("lost", ["role", "name", "revision", "fingerprint"])
+def test_a_description_that_lacks_something_is_refused(saved: Path, lost: str) -> None:
+    description = json.loads((saved / "config.json").read_text())
+    del description["backbones"][1][lost]
+    rewrite(saved, backbones=description["backbones"])
+    with pytest.raises(CalmError, match="does not describe a saved composition"):
+        calm.load(saved)

@@ -10,6 +10,7 @@ from calm_lightning.collate import tokenize as cut
 from calm_lightning.contracts import CalmError, Example
 from calm_lightning.language_model import PlainModel
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.testing.tokenizers import text_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,22 @@ def test_the_collator_keeps_the_examples_beside_their_tensors() -> None:
     assert batch.examples is examples
     eos = tiny_tokenizer().eos_token_id
     assert [eos in row.tolist() for row in batch.inputs["labels"]] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece_bpe", "unigram", "byte_bpe", "characters"])
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [("The quick brown f", "ox jumps"), ("The dog", " says it"), ("it", "'s"), ("The", "y go")],
+)
+def test_no_space_comes_between_a_prompt_and_its_target(
+    kind: str, prompt: str, target: str
+) -> None:
+    tokenizer = text_tokenizer(kind)
+
+    def said(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    (row,) = cut(tokenizer, [prompt], [target], ends=False)
+    assert said(row.ids) == said(row.ids[: row.prompt_length]) + target
+    (alone,) = cut(tokenizer, [prompt])
+    assert row.ids[: row.prompt_length] == alone.ids

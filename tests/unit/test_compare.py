@@ -82,6 +82,8 @@ def test_merging_changes_neither_side() -> None:
         ({"trainer": {"max_steps": 9}}, "trainer.max_steps"),
         ({"trainer": {"max_epochs": 9}}, "trainer.max_epochs"),
         ({"trainer": {"limit_train_batches": 3}}, "trainer.limit_train_batches"),
+        ({"trainer": {"callbacks": [{"class_path": "EarlyStopping"}]}}, "trainer.callbacks"),
+        ({"model": {"start_from": "runs/other/model"}}, "model.start_from"),
         ({"data": {"init_args": {"batch_size": 8}}}, "data"),
     ],
 )
@@ -146,6 +148,10 @@ def test_a_comparison_extends_another(file: Path) -> None:
         ({"base": [1]}, "`base` must be a mapping"),
         ({"samples": ["a"]}, "`samples` must be a mapping"),
         ({"columns": "a"}, "`columns` must be a list"),
+        ({"columns": [1]}, "`columns` is a list of names; [1] are none"),
+        ({"paper": {"a": 0.5}}, "not 0.5 for 'a'"),
+        ({"samples": {"x": "a"}}, "`samples` of 'x' must be a whole number"),
+        ({"threads": True}, "`threads` must be a whole number"),
     ],
 )
 def test_what_has_no_meaning_is_refused(file: Path, said: dict[str, Any], wanted: str) -> None:
@@ -195,6 +201,32 @@ def test_other_data_under_the_same_name_is_another_result(tmp_path: Path) -> Non
     before = job.key()
     data.write_text("two")
     assert job.key() != before
+
+
+def test_all_that_a_row_reads_is_in_its_key(tmp_path: Path) -> None:
+    for name in ("model", "start", "corpus"):
+        (tmp_path / name).mkdir()
+    files = ["model/pytorch_model.bin", "start/composition.safetensors", "corpus/a.txt"]
+    for name in files:
+        (tmp_path / name).write_bytes(b"one")
+    grows = tmp_path / "grows"
+    grows.mkdir()
+    config = {
+        "model": {
+            "anchor": {"path": str(tmp_path / "model")},
+            "start_from": str(tmp_path / "start"),
+            "composition": {"class_path": "A", "init_args": {"cache": str(grows)}},
+        },
+        "data": {"init_args": {"folder": str(tmp_path / "corpus")}},
+    }
+    job = Job(Row("a", config), 0)
+    keys = [job.key()]
+    (grows / "candidates").write_text("more")
+    assert job.key() == keys[0]
+    for number, name in enumerate(files):
+        (tmp_path / name).write_bytes(b"changed" + bytes(number))
+        keys.append(job.key())
+    assert len(set(keys)) == 4
 
 
 # ------------------------------------------------------------------ results

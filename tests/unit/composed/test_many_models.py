@@ -154,3 +154,38 @@ def test_a_run_with_one_more_model_starts_from_a_saved_composition(tmp_path: Pat
     assert isinstance(others, ComposedModel)
     with pytest.raises(CalmError, match="was trained with the augmenting model"):
         start_from(others, tmp_path)
+
+
+def test_each_model_counts_its_own_tokens() -> None:
+    letters = text_tokenizer("characters")
+    pieces = text_tokenizer("byte_bpe")
+    wide = tiny_backbone(vocab=len(letters), tokenizer=letters, context=256)
+    narrow = tiny_backbone(vocab=len(pieces), tokenizer=pieces, seed=1, context=24)
+    text = "The quick brown fox jumps over the lazy dog"  # 43 letters
+    count = len(pieces(text)["input_ids"])
+    assert count <= 20 < len(text)
+    few = calm.compose(wide, [narrow], CrossAttention(every=2))
+    assert isinstance(few, ComposedModel)
+    assert few.fits([text, text * 2]) == [True, False]
+    assert few.generate_text([text], max_new_tokens=1)
+    many = calm.compose(
+        tiny_backbone(vocab=len(pieces), tokenizer=pieces, context=256),
+        [tiny_backbone(vocab=len(letters), tokenizer=letters, seed=1, context=32)],
+        CrossAttention(every=2),
+    )
+    assert isinstance(many, ComposedModel)
+    assert many.fits([text, text[:20]]) == [False, True]
+
+
+def test_shuffled_rows_read_another_question_whatever_the_beams() -> None:
+    model = composed(first())
+    rows = IDS.repeat_interleave(3, dim=0)  # three beams of each of two questions
+    with torch.no_grad(), model.disturbed("shuffle"):
+        spoilt = model(input_ids=rows).logits
+        alone = model(input_ids=IDS[:1]).logits
+    with torch.no_grad(), model.disturbed("zero"):
+        zeroed = model(input_ids=IDS[:1]).logits
+    with torch.no_grad():
+        whole = model(input_ids=rows).logits
+    assert ((spoilt - whole).abs().amax((1, 2)) > 1e-3).all()
+    assert torch.equal(alone, zeroed)

@@ -24,6 +24,7 @@ from calm_plugins.compositions.merging import (
     TaskArithmetic,
     Ties,
 )
+from calm_plugins.compositions.merging.composition import _depths
 
 IDS = torch.tensor([[5, 9, 3, 7, 11, 6]])
 
@@ -142,6 +143,19 @@ def test_a_note_says_what_it_was_made_of(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ weights that change with depth
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama"])
+def test_what_precedes_the_layers_is_not_deep_and_what_follows_is(family: str) -> None:
+    backbone = tiny_backbone(family, layers=3)
+    depths = _depths(backbone)
+    inside = next(n for n, m in backbone.model.named_modules() if m is backbone.layers)
+    outside = {name: depth for name, depth in depths.items() if not name.startswith(f"{inside}.")}
+    early = [name for name in outside if "embed" in name or "wpe" in name or "wte" in name]
+    assert early
+    assert all(outside[name] == 0.0 for name in early)
+    assert {outside[name] for name in outside if name not in early} == {1.0}
+    assert {depths[n] for n in depths if n.startswith(f"{inside}.")} == {0.0, 0.5, 1.0}
 
 
 def test_a_list_of_weights_is_spread_over_the_layers() -> None:

@@ -62,6 +62,8 @@ class CrossAttention(HiddenStateComposition):
         CalmError: If a setting is out of range.
     """
 
+    training_only = ("state_noise",)
+
     def __init__(
         self,
         connections: list[tuple[int, int]] | list[list[tuple[int, int]]] | None = None,
@@ -99,7 +101,7 @@ class CrossAttention(HiddenStateComposition):
         return CrossAttentionBridge(
             anchor.width,
             augmenting.width,
-            self.num_heads or anchor.num_heads,
+            anchor.num_heads if self.num_heads is None else self.num_heads,
             self.positions,
             self.rotary_base,
             self.same_place,

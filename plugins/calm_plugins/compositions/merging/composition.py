@@ -204,16 +204,16 @@ def _refuse_anchor() -> AbstractContextManager[None]:
 
 
 def _depths(model: Backbone) -> dict[str, float]:
-    """How deep each weight is: 0 in the first layer and the input embeddings, 1 in the last."""
+    """How deep each weight is: 0 in the first layer and what precedes it, 1 in the last."""
     modules = model.model.named_modules()
     layers = next(name for name, module in modules if module is model.layers)
-    embeddings = {id(p) for p in model.model.get_input_embeddings().parameters()}
-    depths = {}
-    for name, parameter in model.model.named_parameters():
-        depths[name] = 0.0 if id(parameter) in embeddings else 1.0
+    depths, outside = {}, 0.0
+    for name, _ in model.model.named_parameters():  # models register their parts as they run
         if name.startswith(f"{layers}."):
             number = int(name.removeprefix(f"{layers}.").partition(".")[0])
-            depths[name] = number / max(1, model.num_layers - 1)
+            depths[name], outside = number / max(1, model.num_layers - 1), 1.0
+        else:
+            depths[name] = 1.0 if "final" in name else outside  # OPT's last norm comes early
     return depths
 
 
