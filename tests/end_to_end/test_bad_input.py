@@ -185,7 +185,12 @@ def test_a_data_file_that_is_not_there(calm: Any, tmp_path: Path) -> None:
 def test_a_text_longer_than_the_context_is_refused_in_a_fit(calm: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("1+2=3;" * 100)
-    message = calm(*own_text(tmp_path / "run", file, "--data.characters=200")).message
+    options = ("--data.characters=200",)
+    message = calm(*own_text(tmp_path / "asked", file, *options)).message
+    assert "None of the 1 questions of 'held_out' fits every model" in message
+    assert "context of 'configs/models/tiny/anchor' holds 128" in message
+    options = (*options, "--trainer.limit_val_batches=0")
+    message = calm(*own_text(tmp_path / "learnt", file, *options)).message
     assert "context of 'configs/models/tiny/anchor' holds 128" in message
     assert "needs 201 tokens" in message  # the tokenizer begins each text with a token of its own
     assert "cut the text into smaller chunks" in message
