@@ -103,6 +103,8 @@ def save_pretrained(
     folder = Path(folder)
     if (folder / CONFIG).exists() and isinstance(model, ComposedModel):
         _require_composition(folder)
+    if full:
+        _require_own_places(model, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder)
     if full and holds_composition(folder):
@@ -120,6 +122,29 @@ def _require_composition(folder: Path) -> None:
             f"{folder} holds another model ({CONFIG} is not that of a composition), which would be "
             "lost. Save into a folder of its own."
         )
+
+
+def _place_of(number: int) -> str:
+    """Name of the folder inside a whole model in which a backbone is; the anchor is number 0."""
+    return f"augmenting_{number - 1}" if number else "anchor"
+
+
+def _require_own_places(model: LanguageModel, folder: Path) -> None:
+    """Refuse to write backbones over folders that are not those of an earlier save.
+
+    Raises:
+        CalmError: If there is such a folder.
+    """
+    known = set()
+    if holds_composition(folder):
+        known = {reference.get("folder") for reference in read_description(folder)["backbones"]}
+    for number in range(len(model.frozen_backbones)):
+        name = _place_of(number)
+        if (folder / name).exists() and name not in known:
+            raise CalmError(
+                f"full=True would write a backbone over {folder / name}, which no composition in "
+                f"{folder} refers to. Save into a folder of its own."
+            )
 
 
 def save(model: TextModel, composition: Composition, folder: Path) -> None:
@@ -218,7 +243,7 @@ def add_backbones(model: LanguageModel, folder: Path) -> None:
     """
     description = read_description(folder)
     for number, backbone in enumerate(model.frozen_backbones):
-        place = folder / (f"augmenting_{number - 1}" if number else "anchor")
+        place = folder / _place_of(number)
         # Its weights may be mapped into memory from this very place; then they are there already.
         there_already = place.exists() and Path(backbone.name).exists()
         if not (there_already and place.samefile(backbone.name)):

@@ -334,6 +334,15 @@ def test_a_composition_is_not_written_over_a_plain_model(home: Path, tmp_path: P
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_backbone_is_not_written_over_a_strangers_folder(home: Path, tmp_path: Path) -> None:
+    stranger = Path(shutil.copytree(home / "augmenting", tmp_path / "mine" / "anchor"))
+    before = {file.name: file.read_bytes() for file in stranger.iterdir()}
+    with pytest.raises(CalmError, match="would write a backbone over"):
+        another(home).save_pretrained(tmp_path / "mine", full=True)
+    assert {file.name: file.read_bytes() for file in stranger.iterdir()} == before
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["anchor"]
+
+
 def test_a_model_in_memory_can_be_saved_whole_twice(tmp_path: Path) -> None:
     backbones = [tiny_backbone(layers=2, seed=seed, tokenizer=tiny_tokenizer()) for seed in (0, 1)]
     model = calm.compose(backbones[0], backbones[1:], CrossAttention())
