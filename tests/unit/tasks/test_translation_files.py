@@ -217,7 +217,10 @@ def test_json_rows_without_the_fields(tmp_path: Path, line: str, words: list[str
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"\x1f\x8b broken", ["cannot be read"]), (gzip.compress(b"a\tb\xff"), ["not UTF-8", "0xff"])],
+    [
+        (b"\x1f\x8b broken", ["cannot be read"]),
+        (gzip.compress(b"a\tb\xff", mtime=0), ["not UTF-8", "0xff"]),
+    ],
 )
 def test_damaged_files(tmp_path: Path, content: bytes, words: list[str]) -> None:
     (tmp_path / "deu-eng.tsv.gz").write_bytes(content)
