@@ -438,7 +438,10 @@ def compare(
             while waiting or running:
                 while len(running) < count and (job := _next(waiting, running)) is not None:
                     waiting.remove(job)
-                    arguments = (job, folder, comparison.threads, dict(comparison.samples))
+                    arguments = (
+                        job, folder, comparison.threads, dict(comparison.samples),
+                        (*comparison.columns, *comparison.retention),
+                    )  # fmt: skip
                     running[job] = context.Process(target=_run_alone, args=arguments)
                     running[job].start()
                 progress.update()
@@ -489,14 +492,16 @@ def _workers_of_this_machine(threads: int) -> int:
     return torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // threads)
 
 
-def _run_alone(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> None:
+def _run_alone(
+    job: Job, out: Path, threads: int, samples: Mapping[str, int], sets: Sequence[str]
+) -> None:
     """One run in this process, which is its own; what goes wrong is left in `error.txt`."""
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     error_file = job.folder(out) / "error.txt"
     error_file.unlink(missing_ok=True)
     try:
-        run_job(job, out, threads, samples)
+        run_job(job, out, threads, samples, sets)
     except Exception as error:
         told = str(error).strip() if isinstance(error, CalmError) else traceback.format_exc()
         error_file.parent.mkdir(parents=True, exist_ok=True)
@@ -536,8 +541,21 @@ def finished(job: Job, out: Path) -> dict[str, Any] | None:
     return result if result.get("key") == job.key() else None
 
 
-def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> None:
-    """Train and score one row with one seed, in this process; leave `result.json` behind."""
+def run_job(
+    job: Job, out: Path, threads: int, samples: Mapping[str, int], sets: Sequence[str] = ()
+) -> None:
+    """Train and score one row with one seed, in this process; leave `result.json` behind.
+
+    Args:
+        job: The row and the seed.
+        out: Folder of the comparison.
+        threads: CPU threads.
+        samples: How many answers of each evaluation set are kept.
+        sets: Evaluation sets that there must be.
+
+    Raises:
+        CalmError: If the row cannot be run; before training if a set is missing.
+    """
     import torch
 
     from calm_lightning.report import JobProgress
@@ -561,6 +579,12 @@ def run_job(job: Job, out: Path, threads: int, samples: Mapping[str, int]) -> No
     }  # fmt: skip
     config["trainer"] = {**config.get("trainer", {}), **quiet}
     cli = CalmCLI(args=config, run=False)
+    there = [each.name for each in cli.datamodule.evaluation_sets()]
+    if (strange := sorted(set(sets) - set(there))) and not job.row.own_budget:
+        raise CalmError(
+            f"columns or retention name evaluation sets that there are not: {strange}; there are "
+            f"{there}."
+        )
     progress = JobProgress(folder)
     cli.trainer.callbacks.append(progress)  # type: ignore[attr-defined]
     key = job.key()  # of the files as they are now

@@ -309,3 +309,12 @@ def test_a_control_without_its_weights_says_so(
     file = write(tmp_path / "c.yaml", rows=rows)
     message = calm("compare", file, "--out", tmp_path / "out", "--rows", "again").message
     assert "the weights of row 'trained' with seed 0 are not there" in message
+
+
+def test_a_column_that_there_is_not_is_found_before_training(
+    calm: Any, here_and_now: None, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "c.yaml", columns=["kv_subs", "num_mth"], rows=[{"name": "a"}])
+    message = calm("compare", file, "--out", tmp_path / "out").message
+    assert "evaluation sets that there are not: ['num_mth']; there are ['kv_subs'" in message
+    assert not list((tmp_path / "out").rglob("model"))
