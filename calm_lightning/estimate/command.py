@@ -42,7 +42,7 @@ _ROWS = (
 )  # fmt: skip
 """Of the table of memory, as `Training` and `Generation` name them."""
 
-_SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+_SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 class EstimateCLI(CalmCLI):

@@ -37,9 +37,8 @@ from calm_lightning.language_model import TextModel
 from calm_lightning.module import default_optimizer
 from calm_lightning.quantization import FORMATS
 
-Precision = Literal["32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
-_WHOLE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -197,8 +196,6 @@ def _compose(setting: Setting, backbones: Sequence[Backbone]) -> tuple[Any, tupl
             notes.append(
                 f"{reader.backbone.name} has another tokenizer; as many tokens were taken."
             )
-    if setting.precision in _WHOLE:
-        model.to(_WHOLE[setting.precision])
     return model, tuple(notes)
 
 

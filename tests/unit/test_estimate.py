@@ -308,15 +308,12 @@ def test_on_a_gpu_the_optimizer_works_on_all_weights_at_a_time(home: Path) -> No
     assert on_gpu.gradients <= on_gpu.step < 1.2 * on_gpu.gradients
 
 
-def test_precision_halves_what_it_is_said_to_halve(home: Path, usual: Estimate) -> None:
+def test_mixed_precision_halves_what_it_computes_and_keeps_copies(
+    home: Path, usual: Estimate
+) -> None:
     setting = Setting(source(home, "anchor"), [source(home, "augmenting")], ONE)
-    whole, mixed = (
-        training(estimate(replace(setting, precision=precision), ROWS, length=LENGTH))  # type: ignore[arg-type]
-        for precision in ("bf16-true", "bf16-mixed")
-    )
+    mixed = training(estimate(replace(setting, precision="bf16-mixed"), ROWS, length=LENGTH))
     full = training(usual)
-    assert (2 * whole.weights, 2 * whole.gradients) == (full.weights, full.gradients)
-    assert 0.5 * full.activations <= whole.activations < 0.7 * full.activations
     assert (mixed.weights, mixed.gradients) == (full.weights, full.gradients)
     # Copies of the frozen weights in half width are kept for the backward pass.
     assert 0.5 * full.activations < mixed.activations < full.activations
@@ -507,9 +504,7 @@ def test_faults_are_told_as_by_fit(
 
 
 @pytest.mark.usefixtures("at_root")
-@pytest.mark.parametrize(
-    ("said", "taken"), [("transformer-engine", "32-true"), ("16", "16-mixed"), ("64", "64-true")]
-)
+@pytest.mark.parametrize(("said", "taken"), [("transformer-engine", "32-true"), ("16", "16-mixed")])
 def test_precision_is_taken_as_the_trainer_names_it(
     monkeypatch: pytest.MonkeyPatch, said: str, taken: str
 ) -> None:
