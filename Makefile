@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
 .PHONY: help demo table1 backbones two_tokenizers two_models keys_25k families test test-all clean
 
 help: ## Show this list.
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,8 +48,10 @@ two_models: $(READY) ## The experiment with two augmenting models that know half
 	$(BIN)/calm compare configs/key_value/two_models.yaml
 
 keys_25k: $(READY) ## The experiment with 25,000 keys: teaches the augmenting model the others, then compares.
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_6_keys_25k.yaml --run runs/keys_25k/keys
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_7_noise_25k.yaml --run runs/keys_25k/noise
+	[ -e runs/keys_25k/keys/model ] || $(FIT)/augmenting.yaml \
+	    --config configs/key_value/augmenting_6_keys_25k.yaml --run runs/keys_25k/keys
+	[ -e runs/keys_25k/noise/model ] || $(FIT)/augmenting.yaml \
+	    --config configs/key_value/augmenting_7_noise_25k.yaml --run runs/keys_25k/noise
 	$(BIN)/calm compare configs/key_value/keys_25k.yaml
 
 test: $(READY) ## Lint, types, import rules, tests: what CI runs.

@@ -149,7 +149,8 @@ class Job:
     def key(self) -> str:
         """A hash of all that decides the result: config, the backbones' files and the data's."""
         digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True, default=str).encode())
-        for file in _files_in(self.row.config):
+        read = {name: part for name, part in self.row.config.items() if name != "trainer"}
+        for file in _files_in(read):  # a trainer writes
             digest.update(_hash_of(file, file.stat().st_mtime_ns, file.stat().st_size))
         if self.source is not None:
             digest.update(self.source.key().encode())
@@ -177,8 +178,14 @@ def _files_in(said: Any) -> Iterator[Path]:
         path = Path(os.path.expandvars(said)).expanduser()
         if path.is_file():
             yield path
-        elif path.is_dir() and said not in (".", "/"):
-            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+        elif path.is_dir() and any(map(str.isalnum, said)):  # "/" and ".." may be text
+            yield from (file for file in sorted(path.rglob("*")) if _is_read(file))
+
+
+def _is_read(file: Path) -> bool:
+    """Whether a file in a folder is more than what we and others write about the folder."""
+    told = file.name == "README.md" or file.name.startswith((".", "evaluation"))
+    return file.is_file() and not told
 
 
 @cache

@@ -70,7 +70,12 @@ class TextModel(LanguageModel):
         return (pad_left if targets is None else pad_right)(rows, self.pad_id)
 
     def fits(
-        self, texts: Sequence[str], targets: Sequence[str] | None = None, new_tokens: int = 0
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        new_tokens: int = 0,
+        *,
+        ends: bool | Sequence[bool] = True,
     ) -> list[bool]:
         """Which texts every reader's context holds.
 
@@ -78,9 +83,10 @@ class TextModel(LanguageModel):
             texts: Prompts.
             targets: What follows each, if that is read too.
             new_tokens: How many tokens are to be written after each.
+            ends: Whether the end-of-text token follows each target.
         """
         contexts = [reader.context for reader in self.readers if reader.context is not None]
-        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets)
+        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets, ends)
         limit = min(contexts, default=float("inf"))
         return [len(row.ids) + new_tokens <= limit for row in rows]
 

@@ -285,24 +285,26 @@ class CalmModule(L.LightningModule):
 
     def answer(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
         """What the model says to each example; nothing to one that does not fit its context."""
-        prompts = [self.prompt_of(e) for e in examples]
-        asked = self._fitting(prompts, None, kind.max_new_tokens)
+        return self._answer(examples, kind, self._with_room(examples, kind))
+
+    def _answer(
+        self, examples: Sequence[Example], kind: EvaluationSet, asked: Sequence[int]
+    ) -> list[str]:
+        answers = [""] * len(examples)
         if not asked:
-            return [""] * len(prompts)
+            return answers
         started = time.perf_counter()
-        name = f"{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"
-        with _seeded(name), self._disturbed():
-            said = self._say([examples[i] for i in asked], [prompts[i] for i in asked], kind)
+        with self._drawing(kind), self._disturbed():
+            said = self._say([examples[i] for i in asked], kind)
         self.answering_seconds += time.perf_counter() - started
         self.answered_characters += sum(map(len, said))
         self._answered_batches += 1
-        answers = dict(zip(asked, said, strict=True))
-        return [answers.get(i, "") for i in range(len(prompts))]
+        for number, answer in zip(asked, said, strict=True):
+            answers[number] = answer
+        return answers
 
-    def _say(
-        self, examples: Sequence[Example], prompts: Sequence[str], kind: EvaluationSet
-    ) -> list[str]:
-        model = self.language_model
+    def _say(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
+        model, prompts = self.language_model, [self.prompt_of(e) for e in examples]
         # An oracle is a control that looks at the truth, so it is asked with the examples.
         if (answer_examples := getattr(model, "answer_examples", None)) is not None:
             told: list[str] = answer_examples(examples, prompts, kind)
@@ -312,43 +314,56 @@ class CalmModule(L.LightningModule):
             prompts, stop=kind.stop, max_new_tokens=kind.max_new_tokens, **options
         )
 
-    def _fitting(
-        self, prompts: Sequence[str], targets: Sequence[str] | None, new_tokens: int = 0
-    ) -> list[int]:
-        """Numbers of the texts that the model's context holds."""
+    def _drawing(self, kind: EvaluationSet) -> AbstractContextManager[Any]:
+        """Random numbers of this batch of answers, where answers are drawn."""
+        if not kind.generation.get("do_sample"):
+            return nullcontext()
+        name = f"{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"
+        return _seeded(name, self.device)
+
+    def _with_room(self, examples: Sequence[Example], kind: EvaluationSet) -> list[int]:
+        """Numbers of the examples that fit the model's context, with room for an answer."""
         model = self.language_model
         if not isinstance(model, TextModel):
-            return list(range(len(prompts)))
-        fits = model.fits(prompts, targets, new_tokens)
-        return [number for number, fitting in enumerate(fits) if fitting]
+            return list(range(len(examples)))
+        prompts = [self.prompt_of(e) for e in examples]
+        return _numbers(model.fits(prompts, new_tokens=kind.max_new_tokens))
+
+    def _with_targets(self, examples: Sequence[Example]) -> list[int]:
+        """Numbers of the examples that fit the model's context with their targets."""
+        model = self.language_model
+        if not isinstance(model, TextModel):
+            return list(range(len(examples)))
+        prompts, targets = [self.prompt_of(e) for e in examples], [e.target for e in examples]
+        return _numbers(model.fits(prompts, targets, ends=[e.ends for e in examples]))
 
     def _evaluate(self, examples: Sequence[Example], kind: EvaluationSet) -> None:
         if not self._can_ask(examples):
             return
         losses = cast(TextLoss, self.losses[_key(kind.name)])
-        prompts, targets = [self.prompt_of(e) for e in examples], [e.target for e in examples]
-        room = 0
+        fitting = self._with_targets(examples)
         if (scorer := self.scorer(kind.name)) is not None:
-            room = kind.max_new_tokens
-            answers = self.answer(examples, kind)
+            asked = self._with_room(examples, kind)
+            fitting = sorted({*fitting} & {*asked})
+            answers = self._answer(examples, kind, asked)
             scorer.update(answers, examples)
             if (each := scorer.each(answers, examples)) is not None:
                 self.outcomes.setdefault(kind.name, []).extend(each)
-        fitting = sorted({*self._fitting(prompts, targets)} & {*self._fitting(prompts, None, room)})
         too_long = len(examples) - len(fitting)
         if not fitting:
             losses.update(torch.zeros((), device=self.device), 0, 0, too_long)
             return
+        examples = [examples[i] for i in fitting]
         inputs = self.language_model.encode(
-            [prompts[i] for i in fitting],
-            [targets[i] for i in fitting],
-            ends=[examples[i].ends for i in fitting],
+            [self.prompt_of(e) for e in examples],
+            [e.target for e in examples],
+            ends=[e.ends for e in examples],
         )
         inputs = {name: t.to(self.device) for name, t in inputs.items()}
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         with self._disturbed():
             loss = self.language_model(**inputs).loss
-        losses.update(loss, tokens, sum(len(targets[i]) for i in fitting), too_long)
+        losses.update(loss, tokens, sum(len(e.target) for e in examples), too_long)
 
     def _disturbed(self) -> AbstractContextManager[Any]:
         if self.disturb is None:
@@ -399,10 +414,9 @@ class CalmModule(L.LightningModule):
                 if metric is None or metric.update_count == 0:
                     continue
                 scores |= metric.compute()
-                if isinstance(metric, TextLoss) and not math.isfinite(scores["loss_nats"]):
-                    self._refuse_if_nothing_fits(name, scores)
                 with torch.inference_mode(False):  # or a fit could not change the fresh state
                     metric.reset()
+            self._refuse_if_nothing_fits(name, scores)
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
 
     def _refuse_if_nothing_fits(self, name: str, scores: Mapping[str, Tensor]) -> None:
@@ -499,9 +513,14 @@ def _key(name: str) -> str:
     return f"set {name.replace('.', ' ')}"
 
 
+def _numbers(flags: Sequence[bool]) -> list[int]:
+    return [number for number, flag in enumerate(flags) if flag]
+
+
 @contextmanager
-def _seeded(name: str) -> Iterator[None]:
+def _seeded(name: str, device: torch.device) -> Iterator[None]:
     """Random numbers from the run's seed and a name, so that sampling can be repeated."""
-    with torch.random.fork_rng():
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(zlib.crc32(f"{torch.initial_seed()}/{name}".encode()))
         yield

@@ -285,6 +285,8 @@ def _plain(message: str) -> str:
 
 
 def _hint(message: str) -> str:
+    if "unrecognized arguments" in message:
+        return "\n--help lists the options; an entry of a config is one too, a.b for b in a."
     if "import path" not in message and "subclass" not in message:
         return ""
     known = sorted({name for kind in (Composition, Task, Scorer) for name in implementations(kind)})

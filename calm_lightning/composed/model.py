@@ -153,11 +153,16 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
 
     @override
     def fits(
-        self, texts: Sequence[str], targets: Sequence[str] | None = None, new_tokens: int = 0
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        new_tokens: int = 0,
+        *,
+        ends: bool | Sequence[bool] = True,
     ) -> list[bool]:
         """As everywhere; what another tokenizer makes of an answer to come is estimated."""
-        fitting = super().fits(texts, targets, new_tokens)
-        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets)
+        fitting = super().fits(texts, targets, new_tokens, ends=ends)
+        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets, ends)
         for reader in self.augmenting_readers:
             limit = reader.backbone.context
             if reader.alignment is None or limit is None:

@@ -204,7 +204,7 @@ def test_other_data_under_the_same_name_is_another_result(tmp_path: Path) -> Non
 
 
 def test_all_that_a_row_reads_is_in_its_key(tmp_path: Path) -> None:
-    for name in ("model", "start", "corpus"):
+    for name in ("model", "start", "corpus", "logs"):
         (tmp_path / name).mkdir()
     files = ["model/pytorch_model.bin", "start/composition.safetensors", "corpus/a.txt"]
     for name in files:
@@ -217,11 +217,15 @@ def test_all_that_a_row_reads_is_in_its_key(tmp_path: Path) -> None:
             "start_from": str(tmp_path / "start"),
             "composition": {"class_path": "A", "init_args": {"cache": str(grows)}},
         },
-        "data": {"init_args": {"folder": str(tmp_path / "corpus")}},
+        "data": {"init_args": {"folder": str(tmp_path / "corpus"), "stop": [".."]}},
+        "trainer": {"default_root_dir": str(tmp_path / "logs")},
     }
     job = Job(Row("a", config), 0)
     keys = [job.key()]
     (grows / "candidates").write_text("more")
+    (tmp_path / "model" / "README.md").write_text("a card")
+    (tmp_path / "model" / "evaluation.json").write_text("scores")
+    (tmp_path / "logs" / "events").write_text("of a run")
     assert job.key() == keys[0]
     for number, name in enumerate(files):
         (tmp_path / name).write_bytes(b"changed" + bytes(number))

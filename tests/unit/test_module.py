@@ -24,6 +24,7 @@ from calm_lightning.contracts import (
     LanguageModel,
     Task,
 )
+from calm_lightning.language_model import TextModel
 from calm_lightning.module import CalmModule, TextLoss, learning_rate_share
 from calm_lightning.run import quiet_libraries
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
@@ -211,14 +212,13 @@ def test_validation_takes_some_examples_and_test_all() -> None:
 
 
 def test_the_headline_is_right_where_the_answer_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make()
     said = {e.prompt: e.target for e in SUMS[:4]}
     monkeypatch.setattr(
-        CalmModule,
-        "answer",
-        lambda self, examples, kind: [said.get(e.prompt, "") for e in examples],
+        TextModel,
+        "generate_text",
+        lambda self, prompts, **options: [said.get(prompt, "") for prompt in prompts],
     )
-    assert scores_of(module, Sums())["test/sums/accuracy"] == pytest.approx(0.4)
+    assert scores_of(make(), Sums())["test/sums/accuracy"] == pytest.approx(0.4)
 
 
 def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None:
@@ -250,6 +250,15 @@ def test_a_disturbance_is_that_of_evaluation_alone() -> None:
 def test_what_reads_no_states_cannot_be_disturbed() -> None:
     with pytest.raises(CalmError, match=r"disturb='zero': .*Single.* reads no states"):
         scores_of(make(Single(), disturb="zero"), Sums())
+
+
+def test_a_text_of_just_the_contexts_length_counts() -> None:
+    class Whole(Sums):
+        def evaluation_sets(self) -> Sequence[EvaluationSet]:
+            texts = [Example("", "x" * 63, ends=False), Example("", "x" * 64, ends=False)]
+            return [EvaluationSet("texts", texts, None)]  # a token of its own begins each
+
+    assert scores_of(make(), Whole())["test/texts/too_long"] == 1
 
 
 def test_sampled_answers_differ_and_can_be_repeated() -> None:

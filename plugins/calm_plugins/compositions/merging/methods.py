@@ -284,7 +284,7 @@ def mean_of_agreeing(tensors: Sequence[Weight], weights: Sequence[float]) -> Wei
     sign = torch.where(weighted_sum(tensors, weights) >= 0, 1.0, -1.0)
     total, count = torch.zeros_like(tensors[0]), torch.zeros_like(tensors[0])
     for tensor, weight in zip(tensors, weights, strict=True):
-        agrees = (weight * tensor).sign() == sign
+        agrees = ((weight * tensor).sign() == sign).to(tensor.dtype)
         total += weight * tensor * agrees
         count += abs(weight) * agrees
     return total / torch.where(count == 0, 1.0, count)
