@@ -126,6 +126,7 @@ class CalmModule(L.LightningModule):
         self.ask_with = ask_with
         self.start_from = start_from
         self.disturb = disturb
+        self.steps = math.inf  # of the run, once it is known
         self.strict_loading = False  # checkpoints hold the trained part; checked in load_state_dict
         self.model: LanguageModel | None = None
         self._references: list[dict[str, Any]] | None = None
@@ -185,9 +186,13 @@ class CalmModule(L.LightningModule):
                 f"{self.composition!r} trains nothing, so there is nothing to fit. Use `calm test`."
             )
         optimizer = self.optimizer(weights)
-        steps = self.trainer.estimated_stepping_batches
-        share = learning_rate_share(self.schedule, self.warmup_steps, steps, self.final_share)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        self.steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_share(
+                step, self.schedule, self.warmup_steps, self.steps, self.final_share
+            ),
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -471,27 +476,24 @@ class CalmModule(L.LightningModule):
 
 
 def learning_rate_share(
-    schedule: Schedule, warmup_steps: int, steps: int | float, final_share: float
-) -> Any:
-    """The factor on the learning rate at each step: a rise, then the schedule's fall.
+    step: int, schedule: Schedule, warmup_steps: int, steps: int | float, final_share: float
+) -> float:
+    """The factor on the learning rate at a step: a rise, then the schedule's fall.
 
     Args:
+        step: Counted from 0.
         schedule: `cosine`, `linear` or `constant`.
         warmup_steps: Length of the rise.
         steps: Length of the run; infinite means no fall.
         final_share: What is left at the end.
     """
-
-    def share(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if schedule == "constant" or not math.isfinite(steps):
-            return 1.0
-        done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-        fall = done if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
-        return 1 - (1 - final_share) * fall
-
-    return share
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant" or not math.isfinite(steps):
+        return 1.0
+    done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    fall = done if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+    return 1 - (1 - final_share) * fall
 
 
 def check_names(names: Sequence[str]) -> None:

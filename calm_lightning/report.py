@@ -21,7 +21,7 @@ from calm_lightning.discovery import CONTRACTS
 from calm_lightning.significance import paired_difference
 
 if TYPE_CHECKING:
-    from calm_lightning.compare import Comparison, Job
+    from calm_lightning.comparison import Comparison, Job
     from calm_lightning.discovery import Plugin
 
 Result = dict[str, Any]
@@ -29,11 +29,17 @@ NOTHING = "\N{EN DASH}"
 _ALIKE = "\N{ALMOST EQUAL TO}"
 _COSTS = {
     "trained parameters": "trained_parameters",
+    "training, TFLOP": "training_flops",
     "seconds": "seconds",
     "characters/s": "characters_per_second",
     "MiB": "memory_mib",
 }
 """Columns of the table, and where a result has them."""
+
+_CSV_COLUMNS = (
+    "trained_parameters", "steps", "training_flops", "seconds", "characters_per_second",
+    "memory_mib", "config", "commit", "hardware",
+)  # fmt: skip
 
 # Told apart by lightness too, so that the bars survive a black-and-white print.
 _COLOURS = ("#1b3a5c", "#e07b39", "#4f9d69", "#8f6bb3", "#c9b037", "#7a7a7a", "#d1495b", "#6fb1d6")
@@ -353,7 +359,10 @@ def _kept(runs: Sequence[Result], baseline: Sequence[Result], column: str) -> st
 
 def _cost(runs: Sequence[Result], name: str) -> str:
     known = [r[name] for r in runs if r.get(name) is not None]
-    return f"{statistics.fmean(known):,.0f}" if known else NOTHING
+    if not known:
+        return NOTHING
+    mean = statistics.fmean(known)
+    return f"{mean / 1e12:,.1f}" if name.endswith("_flops") else f"{mean:,.0f}"
 
 
 def _losses(results: Sequence[Result]) -> set[str]:
@@ -394,8 +403,12 @@ def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence
     if comparison.baseline and comparison.retention:
         label = next(r.label for r in comparison.rows if r.name == comparison.baseline)
         parts.append(f"Kept: per cent of the score of {label}.")
+    if comparison.budget == "flops":
+        label = next(r.label for r in comparison.rows if r.name == comparison.reference)
+        parts.append(f"Every row was trained with as much arithmetic as {label}.")
     parts.append(
-        "Seconds of training; characters answered in a second; most memory held. "
+        "Arithmetic of all training steps, and their seconds; characters answered in a second; "
+        "most memory held. "
         f"Commit {commits}; {', '.join(on) or 'unknown'}."
     )
     return " ".join(parts)
@@ -428,12 +441,10 @@ def _examples(comparison: "Comparison", results: Sequence[Result]) -> list[str]:
 def _write_csv(rows: Sequence[Result], columns: Sequence[str], file: Path) -> None:
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(
-            ["name", "seed", *columns, "trained_parameters", "seconds", "config", "commit"]
-        )
+        writer.writerow(["name", "seed", *columns, *_CSV_COLUMNS])
         for r in rows:
             scores = [r["metrics"].get(c, "") for c in columns]
-            about = [r[k] for k in ("trained_parameters", "seconds", "config", "commit")]
+            about = [r.get(name, "") for name in _CSV_COLUMNS]
             writer.writerow([r["name"], r["seed"], *scores, *about])
 
 

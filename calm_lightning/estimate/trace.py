@@ -17,23 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from calm_lightning.estimate.heap import Heap
+from calm_lightning.flops import FLOPS
 
 aten = torch.ops.aten
-
-_FLOPS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    # PyTorch has the formulas of the kernels for GPUs only; the arguments are the same.
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
-        aten._scaled_dot_product_flash_attention
-    ],
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        aten._scaled_dot_product_flash_attention_backward
-    ],
-}
 
 
 def without_data() -> AbstractContextManager[Any]:
@@ -71,8 +60,7 @@ class Trace(TorchDispatchMode):
     Attributes:
         live: Bytes of all tensors that exist now.
         peak: The largest that `live` has been since `restart`.
-        flops: Floating-point operations of matrix products and attention since `restart`; a
-            multiplication and an addition are two, and causal attention is counted in full.
+        flops: Floating-point operations since `restart`, as in `calm_lightning.flops`.
         heap: Where a processor's `malloc` would have put the tensors that were made here.
         any_number: What a tensor's value is said to be when it is asked for; None refuses. An
             optimizer asks for its step count.
@@ -107,7 +95,7 @@ class Trace(TorchDispatchMode):
         out = self._answer(func, args)
         if out is None:
             out = func(*args, **(kwargs or {}))
-        if (formula := _FLOPS.get(func._overloadpacket)) is not None:
+        if (formula := FLOPS.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from calm_lightning.compare import Comparison, read_comparison
+from calm_lightning.comparison import Comparison, read_comparison
 from calm_lightning.contracts import CalmError
 from calm_lightning.run import CalmCLI
 

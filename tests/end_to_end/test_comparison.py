@@ -152,6 +152,27 @@ def test_what_is_finished_is_not_run_again(calm: Any, compared: Any) -> None:
     assert "5 runs, 5 of them already done" in outcome.err
 
 
+def test_rows_get_as_much_arithmetic_as_the_reference(
+    calm: Any, here_and_now: None, tmp_path: Path
+) -> None:
+    narrow = {"model": {"composition": {"init_args": {"every": 4}}}}
+    rows = [
+        {"name": "narrow", "config": narrow},  # listed first, run after its measure
+        {"name": "wide"},
+    ]
+    file = write(tmp_path / "c.yaml", rows=rows, seeds=[0], budget="flops", reference="wide")
+    outcome = calm("compare", file, "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    assert "as much arithmetic as wide" in outcome.out
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = {row["name"]: row for row in document["rows"]}
+    narrow_steps = results["narrow"]["steps"]
+    assert narrow_steps > results["wide"]["steps"] == 3
+    of_a_step = results["narrow"]["training_flops"] / narrow_steps
+    missing = results["wide"]["training_flops"] - results["narrow"]["training_flops"]
+    assert abs(missing) <= of_a_step / 2
+
+
 def test_a_comparison_that_was_stopped_goes_on(
     calm: Any, here_and_now: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +329,7 @@ def test_a_control_without_its_weights_says_so(
     rows = [{"name": "trained"}, {"name": "again", "weights_of": "trained"}]
     file = write(tmp_path / "c.yaml", rows=rows)
     message = calm("compare", file, "--out", tmp_path / "out", "--rows", "again").message
-    assert "the weights of row 'trained' with seed 0 are not there" in message
+    assert "row 'trained' with seed 0, which this one needs, is not finished" in message
 
 
 def test_a_column_that_there_is_not_is_found_before_training(

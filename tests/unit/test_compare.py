@@ -8,17 +8,14 @@ import pytest
 import yaml
 
 from calm_lightning.compare import (
-    Job,
-    Row,
     _next,
     _reason,
     commit,
     draw_samples,
     finished,
-    merge,
-    read_comparison,
     split_metrics,
 )
+from calm_lightning.comparison import Job, Row, merge, read_comparison
 from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example
 
 BASE = {
@@ -334,6 +331,34 @@ def test_a_row_that_scores_another_ones_weights(file: Path) -> None:
     ]  # fmt: skip
     other = read(file, rows=[{"name": "a"}, {**rows[1], "config": {**own, **rows[1]["config"]}}])
     assert Job(other.rows[1], 3).key() != Job(b, 3).key()
+
+
+def test_a_budget_in_arithmetic_is_that_of_the_reference(file: Path) -> None:
+    rows = [
+        {"name": "a"},
+        {"name": "b"},
+        {"name": "c", "weights_of": "b"},
+        {"name": "d", "train": False},
+        {"name": "e", "own_budget": "for a reason"},
+    ]
+    said = read(file, rows=rows, budget="flops", reference="a")
+    a, b, c, *_ = said.rows
+    assert [row.work_of for row in said.rows] == [None, a, None, None, None]
+    assert c.weights_of is b
+    jobs = {job.row.name: job for job in said.jobs}
+    assert _next([jobs["b"], jobs["d"]], [jobs["a"]]) is jobs["d"]
+    assert _next([jobs["b"]], []) is jobs["b"]
+    plain = {job.row.name: job for job in read(file, rows=rows, reference="a").jobs}
+    changed = {name for name, job in jobs.items() if job.key() != plain[name].key()}
+    assert changed == {"b", "c"}
+
+
+@pytest.mark.parametrize("reference", ["", "b"])
+def test_a_budget_in_arithmetic_needs_a_row_that_is_trained(file: Path, reference: str) -> None:
+    rows = [{"name": "a"}, {"name": "b", "train": False}]
+    told = refusal(file, rows=rows, budget="flops", reference=reference)
+    assert "must be a row that is trained" in told
+    assert "`steps` or `flops`" in refusal(file, rows=rows, budget="minutes")
 
 
 def test_a_run_waits_for_the_weights_that_it_scores(file: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from calm_lightning.backbone import Backbone, BackboneSource
-from calm_lightning.callbacks import NothingFrozenMoved, WriteAnswers
+from calm_lightning.callbacks import CountWork, NothingFrozenMoved, WriteAnswers
 from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import (
     CalmError,
@@ -92,8 +92,7 @@ def scores_of(module: CalmModule, task: Task) -> dict[str, float]:
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_rate_rises_over_the_warm_up_and_falls_over_the_rest(schedule: Any) -> None:
-    share = learning_rate_share(schedule, 10, 110, 0.05)
-    rates = [share(step) for step in range(111)]
+    rates = [learning_rate_share(step, schedule, 10, 110, 0.05) for step in range(111)]
     rise = [b - a for a, b in itertools.pairwise(rates[:11])]
     assert rise == pytest.approx([1 / 11] * 10)
     assert rates[0] == pytest.approx(1 / 11)  # never zero: the first step counts
@@ -102,19 +101,24 @@ def test_the_rate_rises_over_the_warm_up_and_falls_over_the_rest(schedule: Any) 
     assert rates[60] == pytest.approx(middle)
     assert rates[110] == pytest.approx(end)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert share(500) == pytest.approx(end)
+    assert learning_rate_share(500, schedule, 10, 110, 0.05) == pytest.approx(end)
 
 
 def test_cosine_falls_slowly_at_both_ends() -> None:
-    cosine, linear = (learning_rate_share(s, 0, 100, 0.0) for s in ("cosine", "linear"))
-    assert cosine(10) > linear(10)
-    assert cosine(90) < linear(90)
-    assert cosine(25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    early, late = (
+        [learning_rate_share(step, kind, 0, 100, 0.0) for kind in ("cosine", "linear")]
+        for step in (10, 90)
+    )
+    assert early[0] > early[1]
+    assert late[0] < late[1]
+    assert learning_rate_share(25, "cosine", 0, 100, 0.0) == pytest.approx(
+        0.5 * (1 + math.cos(math.pi / 4))
+    )
 
 
 def test_a_run_without_an_end_never_falls() -> None:
-    share = learning_rate_share("cosine", 2, math.inf, 0.1)
-    assert [share(0), share(1), share(2), share(10**6)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    rates = [learning_rate_share(step, "cosine", 2, math.inf, 0.1) for step in (0, 1, 2, 10**6)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1])
 
 
 def test_the_optimizer_gets_the_trained_weights_and_the_schedule() -> None:
@@ -389,6 +393,39 @@ def test_a_frozen_weight_that_moved_is_noticed() -> None:
     run = trainer(max_steps=1, limit_val_batches=0, callbacks=[NothingFrozenMoved(), Meddler()])
     with pytest.raises(RuntimeError, match="frozen backbone's weights changed"):
         run.fit(make(), datamodule=Sums())
+
+
+# ------------------------------------------------------------------ arithmetic
+
+
+def fitted_and_counted(flops: float | None = None, **options: Any) -> tuple[CalmModule, CountWork]:
+    torch.manual_seed(0)
+    module, work = make(CrossAttention(every=2, state_noise=0.5)), CountWork(flops)
+    callbacks = [work] if options.pop("counting", True) else []
+    trainer(limit_val_batches=0, callbacks=callbacks, **options).fit(module, datamodule=Sums())
+    return module, work
+
+
+def test_counting_changes_nothing() -> None:
+    (with_it, _), (without, _) = (
+        fitted_and_counted(max_steps=3, counting=counting) for counting in (True, False)
+    )
+    weights = dict(without.language_model.trainable_parameters())
+    for name, weight in with_it.language_model.trainable_parameters():
+        assert torch.equal(weight, weights[name])
+
+
+def test_as_much_arithmetic_is_as_many_steps_however_they_are_cut() -> None:
+    _, work = fitted_and_counted(max_steps=1)
+    module, again = fitted_and_counted(7.2 * work.of_a_step, max_steps=1000)
+    assert again.of_a_step == work.of_a_step > 0
+    assert module.trainer.global_step == 7
+    assert module.steps == 7  # the learning rate ends with the run
+    module, doubled = fitted_and_counted(
+        8 * work.of_a_step, max_steps=1000, accumulate_grad_batches=2
+    )
+    assert doubled.of_a_step == 2 * work.of_a_step
+    assert module.trainer.global_step == 4
 
 
 def test_a_checkpoint_must_have_every_trained_weight_and_no_other() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from calm_lightning import report
-from calm_lightning.compare import Comparison, Job, Row
+from calm_lightning.comparison import Comparison, Job, Row
 from calm_lightning.discovery import Plugin
 from calm_lightning.report import NOTHING
 
@@ -20,7 +20,8 @@ ALIKE = chr(0x2248)
 def result(name: str, seed: int, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "seed": seed, "metrics": {"subs": 0.5, "math": 0.25},
-        "trained_parameters": 1234, "seconds": 10.0, "config": "c.yaml", "commit": "abc",
+        "trained_parameters": 1234, "training_flops": 2.5e12, "seconds": 10.0,
+        "config": "c.yaml", "commit": "abc",
         "characters_per_second": 56.0, "memory_mib": 789, "hardware": "an abacus",
         "samples": [], "curve": [[1, 4.0], [2, 3.0]], "key": "k", **changes,
     }  # fmt: skip
@@ -35,7 +36,15 @@ THREE = [
     result("calm", seed, metrics={"subs": share, "math": 0.1}, seconds=seconds)
     for seed, share, seconds in [(0, 0.80, 10.0), (1, 0.90, 20.0), (2, 0.85, 30.0)]
 ]
-ANCHOR = result("anchor", 0, metrics={"math": 0.72}, trained_parameters=0, seconds=0.0, curve=[])
+ANCHOR = result(
+    "anchor",
+    0,
+    metrics={"math": 0.72},
+    trained_parameters=0,
+    training_flops=0,
+    seconds=0.0,
+    curve=[],
+)
 
 
 def lines(said: Comparison, results: list[Any], failed: dict[str, str] | None = None) -> list[str]:
@@ -44,14 +53,14 @@ def lines(said: Comparison, results: list[Any], failed: dict[str, str] | None = 
 
 def test_a_cell_is_the_mean_and_the_standard_deviation_of_the_seeds() -> None:
     table = lines(comparison(), [*THREE, ANCHOR])
-    assert "| CALM | 85.0 ± 5.0 | 10.0 ± 0.0 | 1,234 | 20 | 56 | 789 |" in table
-    assert f"| anchor alone | {NOTHING} | 72.0 | 0 | 0 | 56 | 789 |" in table
+    assert "| CALM | 85.0 ± 5.0 | 10.0 ± 0.0 | 1,234 | 2.5 | 20 | 56 | 789 |" in table
+    assert f"| anchor alone | {NOTHING} | 72.0 | 0 | 0.0 | 0 | 56 | 789 |" in table
     assert any("mean ± standard deviation over seeds 0, 1, 2" in line for line in table)
 
 
 def test_the_papers_figure_stands_beside_ours() -> None:
     table = lines(comparison(paper={"calm": {"subs": 0.929}}), THREE)
-    assert "| CALM | 85.0 ± 5.0 (92.9) | 10.0 ± 0.0 | 1,234 | 20 | 56 | 789 |" in table
+    assert "| CALM | 85.0 ± 5.0 (92.9) | 10.0 ± 0.0 | 1,234 | 2.5 | 20 | 56 | 789 |" in table
     assert any("paper's figure" in line for line in table)
     assert not any("paper's figure" in line for line in lines(comparison(), THREE))
 
@@ -94,7 +103,7 @@ def test_what_is_kept_of_the_baseline_has_its_column() -> None:
 
 def test_one_seed_has_no_spread() -> None:
     table = lines(comparison(seeds=(0,)), THREE[:1])
-    assert "| CALM | 80.0 | 10.0 | 1,234 | 10 | 56 | 789 |" in table
+    assert "| CALM | 80.0 | 10.0 | 1,234 | 2.5 | 10 | 56 | 789 |" in table
     assert any("one run over seeds 0" in line for line in table)
 
 
@@ -115,7 +124,7 @@ def test_a_row_that_failed_says_why() -> None:
 def test_a_loss_is_not_a_share() -> None:
     results = [{**r, "losses": ["subs"]} for r in THREE]
     table = lines(comparison(), results)
-    assert "| CALM | 0.850 ± 0.050 | 10.0 ± 0.0 | 1,234 | 20 | 56 | 789 |" in table
+    assert "| CALM | 0.850 ± 0.050 | 10.0 ± 0.0 | 1,234 | 2.5 | 20 | 56 | 789 |" in table
     assert table[2].startswith("| row | subs, nats | math |")
 
 

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from calm_lightning.backbone import Backbone
-from calm_lightning.compare import finished, read_comparison, run_job
+from calm_lightning.compare import finished, run_job
+from calm_lightning.comparison import read_comparison
 from calm_lightning.contracts import CalmError
 from calm_lightning.discovery import load_plugins
 from calm_lightning.report import write_report
