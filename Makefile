@@ -8,7 +8,8 @@ FIT := $(BIN)/calm fit --config configs/key_value
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 backbones two_tokenizers two_models keys_25k families test test-all clean
+.PHONY: help demo table1 rivals routing_suffices rewriting_suffices backbones two_tokenizers two_models \
+    keys_25k families test test-all clean
 
 help: ## Show this list.
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,18 +26,40 @@ demo: $(READY) ## Compose two small models, run the first controls, print the ta
 table1: $(READY) ## The paper's Table 1 with all controls and three seeds; can be stopped.
 	$(BIN)/calm compare configs/key_value/table1.yaml
 
+rivals: $(READY) ## Every way to join two models, in one table with three seeds.
+	$(BIN)/calm compare configs/key_value/rivals.yaml
+
+routing_suffices: $(READY) ## A setting in which routing ought to win: its table.
+	$(BIN)/calm compare configs/key_value/routing_suffices.yaml
+
+rewriting_suffices: $(READY) ## One in which rewriting ought to win: trains its anchors, then compares.
+	[ -e runs/two_minds/anchor/model ] || $(BIN)/calm fit --config configs/key_value/two_minds.yaml \
+	    --run runs/two_minds/anchor
+	[ -e runs/two_minds/other/model ] || $(BIN)/calm fit --config configs/key_value/two_minds.yaml \
+	    --seed_everything 2 --run runs/two_minds/other
+	$(BIN)/calm compare configs/key_value/rewriting_suffices.yaml
+
+TRAIN := configs/key_value/train_augmenting.sh
+VARIANTS := configs/key_value/variants
+
 backbones: $(READY) ## Train the demo's two backbones again, from nothing.
 	rm -rf runs/backbones
 	$(BIN)/python -m calm_plugins.tasks.key_value.number_embeddings \
 	    configs/models/key_value/anchor runs/backbones/anchor_0 --seed 1
 	$(FIT)/anchor.yaml --run runs/backbones/anchor_1
 	$(FIT)/anchor.yaml --config configs/key_value/anchor_2_longer.yaml --run runs/backbones/anchor_2
-	configs/key_value/train_augmenting.sh runs/backbones/augmenting
+	$(TRAIN) runs/backbones/augmenting
 	cp runs/backbones/anchor_2/model/* configs/models/key_value/anchor/
 	cp runs/backbones/augmenting/5/model/* configs/models/key_value/augmenting/
-
-TRAIN := configs/key_value/train_augmenting.sh
-VARIANTS := configs/key_value/variants
+	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_1_pairs.yaml \
+	    --config $(VARIANTS)/from_the_anchor.yaml --run runs/backbones/anchor_with_keys/1
+	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_2_expressions.yaml \
+	    --config $(VARIANTS)/from_the_anchor.yaml --trainer.max_steps 1000 \
+	    --model.anchor.path runs/backbones/anchor_with_keys/1/model --run runs/backbones/anchor_with_keys/2
+	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_4_three.yaml \
+	    --config $(VARIANTS)/from_the_anchor.yaml --trainer.max_steps 600 \
+	    --model.anchor.path runs/backbones/anchor_with_keys/2/model --run runs/backbones/anchor_with_keys/3
+	cp runs/backbones/anchor_with_keys/3/model/* configs/models/key_value/anchor_with_keys/
 
 two_tokenizers: $(READY) ## The experiment with two tokenizers: trains its augmenting model, then compares.
 	$(TRAIN) runs/two_tokenizers/augmenting $(VARIANTS)/letter_pairs.yaml
