@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
     keys_25k families test test-all clean
 
 help: ## Show this list.
-	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,15 +51,9 @@ backbones: $(READY) ## Train the demo's two backbones again, from nothing.
 	$(TRAIN) runs/backbones/augmenting
 	cp runs/backbones/anchor_2/model/* configs/models/key_value/anchor/
 	cp runs/backbones/augmenting/5/model/* configs/models/key_value/augmenting/
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_1_pairs.yaml \
-	    --config $(VARIANTS)/from_the_anchor.yaml --run runs/backbones/anchor_with_keys/1
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_2_expressions.yaml \
-	    --config $(VARIANTS)/from_the_anchor.yaml --trainer.max_steps 1000 \
-	    --model.anchor.path runs/backbones/anchor_with_keys/1/model --run runs/backbones/anchor_with_keys/2
-	$(FIT)/augmenting.yaml --config configs/key_value/augmenting_4_three.yaml \
-	    --config $(VARIANTS)/from_the_anchor.yaml --trainer.max_steps 600 \
-	    --model.anchor.path runs/backbones/anchor_with_keys/2/model --run runs/backbones/anchor_with_keys/3
-	cp runs/backbones/anchor_with_keys/3/model/* configs/models/key_value/anchor_with_keys/
+	$(FIT)/augmenting.yaml --config configs/key_value/anchor_with_keys.yaml \
+	    --run runs/backbones/anchor_with_keys
+	cp runs/backbones/anchor_with_keys/model/* configs/models/key_value/anchor_with_keys/
 
 two_tokenizers: $(READY) ## The experiment with two tokenizers: trains its augmenting model, then compares.
 	$(TRAIN) runs/two_tokenizers/augmenting $(VARIANTS)/letter_pairs.yaml
@@ -67,7 +61,7 @@ two_tokenizers: $(READY) ## The experiment with two tokenizers: trains its augme
 
 two_models: $(READY) ## The experiment with two augmenting models that know half of the keys each.
 	$(TRAIN) runs/two_models/even $(VARIANTS)/even_keys.yaml
-	$(TRAIN) runs/two_models/odd $(VARIANTS)/odd_keys.yaml
+	$(TRAIN) runs/two_models/odd $(VARIANTS)/odd_keys.yaml 1000 1200 1200 800 1800
 	$(BIN)/calm compare configs/key_value/two_models.yaml
 
 keys_25k: $(READY) ## The experiment with 25,000 keys: teaches the augmenting model the others, then compares.
