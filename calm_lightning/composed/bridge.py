@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 Memory = tuple[Tensor, ...]
 """What a bridge keeps of augmenting states: tensors [batch, ..., augmenting_seq, any width].
@@ -55,3 +57,38 @@ class Bridge(nn.Module, ABC):
                 zero afterwards.
             positions: Position of each anchor token; padding does not count.
         """
+
+    def attention(
+        self,
+        anchor_states: Float[Tensor, "batch anchor_seq anchor_width"],
+        memory: Memory,
+        visible: Bool[Tensor, "batch anchor_seq augmenting_seq"],
+        positions: Int[Tensor, "batch anchor_seq"],
+    ) -> Float[Tensor, "batch heads anchor_seq augmenting_seq"] | None:
+        """How much each anchor position looks at each augmenting one; optional, for pictures.
+
+        Asked with what `forward` was given, and only by those who look inside: never in training.
+
+        Returns:
+            Weights that add up to 1 over the last axis; None for a bridge that does not attend.
+        """
+        return None
+
+
+def attention_weights(
+    query: Float[Tensor, "batch heads anchor_seq head_width"],
+    key: Float[Tensor, "batch heads augmenting_seq head_width"],
+    mask: Tensor,
+) -> Float[Tensor, "batch heads anchor_seq augmenting_seq"]:
+    """The weights that `scaled_dot_product_attention` gives its values, for `Bridge.attention`.
+
+    It keeps them to itself, but for values that are the identity its answer is the weights.
+
+    Args:
+        query: As that function takes it.
+        key: The same.
+        mask: The same: True where a key may be read, or what is added to the scores.
+    """
+    identity = torch.eye(key.shape[-2], dtype=key.dtype, device=key.device)
+    values = identity.expand(*key.shape[:2], -1, -1)
+    return scaled_dot_product_attention(query, key, values, attn_mask=mask)

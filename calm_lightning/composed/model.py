@@ -10,8 +10,7 @@ the composed model is under way (`_Run`) and do nothing otherwise, so the same m
 work alone.
 """
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
@@ -33,13 +32,12 @@ from calm_lightning.collate import IGNORED, tokenize
 from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
 from calm_lightning.composed.growing import with_another, without_one
+from calm_lightning.composed.joined import Disturbance, JoinedModel
 from calm_lightning.composed.reading import AugmentingReader, Offer, Page
 from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
-from calm_lightning.language_model import TextModel
 
 Sees = Literal["full", "prompt"]
-Disturbance = Literal["zero", "shuffle"]
 
 
 @dataclass
@@ -56,7 +54,7 @@ class _Run:
     """False while augmenting models run: one of them may be the same object as the anchor."""
 
 
-class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
+class ComposedModel(JoinedModel):
     """One language model out of an anchor and augmenting models.
 
     Args:
@@ -72,11 +70,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         CalmError: If the backbones cannot be read together.
     """
 
-    config_class = ComposedConfig
-    base_model_prefix = "anchor"
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-
     def __init__(
         self,
         anchor: Backbone,
@@ -86,22 +79,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
         composition: Composition,
         augmenting_sees: Sees = "full",
     ) -> None:
-        for backbone in (anchor, *augmenting):
-            _require_keys_and_values(backbone)
-        super().__init__(
-            ComposedConfig(
-                anchor=anchor.model.config.to_dict(),
-                augmenting=[model.model.config.to_dict() for model in augmenting],
-            )
-        )
-        self.anchor = anchor.model
-        self.augmenting = nn.ModuleList(model.model for model in augmenting)
+        super().__init__(anchor, augmenting, composition)
         self.bridges = nn.ModuleList(bridges)
         self.connections = tuple(connections)
-        self.composition = composition
         self.augmenting_sees = augmenting_sees
-        # Plain objects: their modules are registered above.
-        self.backbones: tuple[Backbone, ...] = (anchor, *augmenting)
         self.augmenting_readers = tuple(
             AugmentingReader(
                 anchor,
@@ -112,38 +93,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
             for index, model in enumerate(augmenting)
         )
         self._run: _Run | None = None
-        self._switched_off = False
         self._silent: frozenset[int] = frozenset()
-        self._disturbance: dict[int, Disturbance] = {}
-        self._prompt_length: int | None = None  # while `generate` is under way
         self._hooks: list[RemovableHandle] = []
         self._install_hooks()
-        self.post_init()
-        self.generation_config = copy.deepcopy(anchor.model.generation_config)
-        self.freeze()
+        self._ready()
 
-    # ------------------------------------------------------------------ what never moves
-
-    @override
-    def init_weights(self) -> None:
-        """Draw nothing: the backbones are trained, and the bridges start themselves."""
-
-    def freeze(self) -> None:
-        """Freeze the backbones and put them into eval mode; the bridges stay trainable."""
-        for backbone in self.backbones:
-            backbone.freeze()
-
-    @override
-    def train(self, mode: bool = True) -> "ComposedModel":
-        super().train(mode)
-        for backbone in self.backbones:
-            backbone.model.eval()
-        return self
-
-    @property
-    @override
-    def anchor_backbone(self) -> Backbone:
-        return self.backbones[0]
+    # ------------------------------------------------------------------ what is read
 
     @property
     @override
@@ -172,19 +127,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
                 answer = 2 * new_tokens * length / max(1, len(row.ids))
                 fitting[number] &= length + answer <= limit
         return fitting
-
-    @property
-    @override
-    def frozen_backbones(self) -> tuple[Backbone, ...]:
-        return self.backbones
-
-    @override
-    def get_input_embeddings(self) -> nn.Module:
-        return self.anchor.get_input_embeddings()
-
-    @override
-    def get_output_embeddings(self) -> nn.Module:
-        return self.anchor.get_output_embeddings()
 
     # ------------------------------------------------------------------ one forward pass
 
@@ -435,15 +377,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
     # ------------------------------------------------------------------ switches
 
     @contextmanager
-    @override
-    def anchor_only(self) -> Iterator[None]:
-        before, self._switched_off = self._switched_off, True
-        try:
-            yield
-        finally:
-            self._switched_off = before
-
-    @contextmanager
     def without(self, *augmenting: int) -> Iterator[None]:
         """While it is active these augmenting models are switched off: neither run nor read.
 
@@ -459,31 +392,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
             yield
         finally:
             self._silent = before
-
-    @contextmanager
-    def disturbed(self, how: Disturbance, augmenting: int | None = None) -> Iterator[None]:
-        """While it is active the bridges read wrong states: does the model use them at all?
-
-        Args:
-            how: `zero`: all states are zero. `shuffle`: each row reads the states of the row half
-                a batch away; zeros in a batch of one.
-            augmenting: Number of the only model whose states are spoilt; by default all are.
-        """
-        numbers = range(len(self.augmenting)) if augmenting is None else [augmenting]
-        self._check_numbers(numbers)
-        before, self._disturbance = self._disturbance, {**self._disturbance}
-        self._disturbance.update(dict.fromkeys(numbers, how))
-        try:
-            yield
-        finally:
-            self._disturbance = before
-
-    def _check_numbers(self, augmenting: Iterable[int]) -> None:
-        if strange := sorted(set(augmenting) - set(range(len(self.augmenting)))):
-            raise CalmError(
-                f"There is no augmenting model {strange}; there are {len(self.augmenting)}, "
-                "counted from 0."
-            )
 
     # ------------------------------------------------------------------ more models, or fewer
 
@@ -524,25 +432,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin, TextModel):
     @override
     def own_state(self) -> dict[str, Tensor]:
         return {f"bridges.{name}": tensor for name, tensor in self.bridges.state_dict().items()}
-
-    @override
-    def save_pretrained(
-        self, save_directory: str | Path, full: bool = False, **kwargs: Any
-    ) -> None:
-        """Write the composition, and where its backbones are; see `calm_lightning.checkpoint.save`.
-
-        Args:
-            save_directory: Where to.
-            full: Write the backbones too, so that the folder can be moved and needs no other file.
-            kwargs: Refused.
-
-        Raises:
-            CalmError: If an option is unknown, or a backbone's weights cannot be written.
-        """
-        from calm_lightning.checkpoint import save, save_pretrained
-
-        write = partial(save, self, self.composition)
-        save_pretrained(self, write, save_directory, full, **kwargs)
 
     @classmethod
     @override
@@ -617,19 +506,3 @@ def _prompt_lengths(prompt_mask: Tensor, attention_mask: Tensor | None) -> list[
         prompt = prompt[:, :width] & attention_mask[:, :width].bool()
     lengths: list[int] = prompt.sum(-1).tolist()
     return lengths
-
-
-def _require_keys_and_values(backbone: Backbone) -> None:
-    """Refuse models that remember anything else, for that cannot be reordered or cropped in step.
-
-    Raises:
-        CalmError: For recurrent and state-space models, and those with a cache of their own.
-    """
-    model = backbone.model
-    ordinary = getattr(model, "_supports_default_dynamic_cache", None)  # transformers' own list
-    if getattr(model, "_is_stateful", False) or (ordinary is not None and not ordinary()):
-        raise CalmError(
-            f"{backbone.name!r} ({type(model).__name__}) remembers a text in a state of its own "
-            "instead of keys and values, so beams and batches could not be kept in step with "
-            "another model. Only models with attention caches can be composed."
-        )

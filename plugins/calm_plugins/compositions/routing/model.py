@@ -5,34 +5,27 @@ out are those of whoever speaks, or a mixture. So `transformers` generates with 
 it knows, and which model said what follows from the text: it is worked out afterwards, when asked.
 """
 
-import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
 from calm_lightning.alignment import share_token_ids
-from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED
+from calm_lightning.composed import JoinedModel
 from calm_lightning.contracts import CalmError, Composition
-from calm_lightning.language_model import TextModel
 from calm_plugins.compositions.routing.cache import RoutedCache
 from calm_plugins.compositions.routing.reading import Reading, ask, widen
 from calm_plugins.compositions.routing.said import Said, cut, marked, stretches
 from calm_plugins.compositions.routing.translation import Translation, translate
-
-Disturbance = Literal["zero", "shuffle"]
 
 
 @dataclass
@@ -50,7 +43,7 @@ class _Generation:
         return self.attention_mask.shape[1]
 
 
-class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
+class RoutedModel(JoinedModel):
     """Frozen models that share the speaking; see the module's docstring.
 
     Args:
@@ -64,11 +57,6 @@ class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
         CalmError: If there is no other model, or one cannot speak in the anchor's tokens.
     """
 
-    config_class = ComposedConfig
-    base_model_prefix = "anchor"
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-
     def __init__(
         self,
         anchor: Backbone,
@@ -81,24 +69,7 @@ class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
                 f"{type(composition).__name__} needs an augmenting model: with the anchor alone "
                 "there is nothing to choose. Give one in model.augmenting."
             )
-        for backbone in (anchor, *augmenting):
-            if getattr(backbone.model, "_is_stateful", False):
-                raise CalmError(
-                    f"{backbone.name!r} ({type(backbone.model).__name__}) remembers a text in a "
-                    "state of its own instead of keys and values, so beams and batches could not "
-                    "be kept in step with another model."
-                )
-        super().__init__(
-            ComposedConfig(
-                anchor=anchor.model.config.to_dict(),
-                augmenting=[model.model.config.to_dict() for model in augmenting],
-            )
-        )
-        self.anchor = anchor.model
-        self.augmenting = nn.ModuleList(model.model for model in augmenting)
-        self.composition = composition
-        # Plain objects: their modules are registered above.
-        self.backbones: tuple[Backbone, ...] = (anchor, *augmenting)
+        super().__init__(anchor, augmenting, composition)
         self.others = tuple(
             index for index, model in enumerate(augmenting) if not share_token_ids(anchor, model)
         )
@@ -106,14 +77,8 @@ class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
         self._translations = {
             index: Translation(anchor, augmenting[index]) for index in self.others if translate
         }
-        self._switched_off = False
-        self._disturbance: dict[int, Disturbance] = {}
-        self._prompt_length: int | None = None  # while `generate` is under way
         self._last: _Generation | None = None
-        self.post_init()
-        self.generation_config = copy.deepcopy(anchor.model.generation_config)
-        for backbone in self.backbones:
-            backbone.freeze()
+        self._ready()
 
     # ------------------------------------------------------------------ what a subclass says
 
@@ -142,24 +107,6 @@ class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
     ) -> Int[Tensor, "batch columns"]:
         """Who says the next token: 0 is the anchor, 1 the first augmenting model."""
 
-    # ------------------------------------------------------------------ what never moves
-
-    @override
-    def init_weights(self) -> None:
-        """Draw nothing: the backbones are trained, and the head starts itself."""
-
-    @override
-    def train(self, mode: bool = True) -> "RoutedModel":
-        super().train(mode)
-        for backbone in self.backbones:
-            backbone.model.eval()
-        return self
-
-    @property
-    @override
-    def anchor_backbone(self) -> Backbone:
-        return self.backbones[0]
-
     @property
     @override
     def readers(self) -> tuple[Backbone, ...]:
@@ -168,19 +115,6 @@ class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
             for number, backbone in enumerate(self.backbones)
             if number - 1 not in self.others
         )
-
-    @property
-    @override
-    def frozen_backbones(self) -> tuple[Backbone, ...]:
-        return self.backbones
-
-    @override
-    def get_input_embeddings(self) -> nn.Module:
-        return self.anchor.get_input_embeddings()
-
-    @override
-    def get_output_embeddings(self) -> nn.Module:
-        return self.anchor.get_output_embeddings()
 
     # ------------------------------------------------------------------ one forward pass
 
@@ -390,64 +324,3 @@ class RoutedModel(PreTrainedModel, GenerationMixin, TextModel):
     def last_marked(self) -> list[str]:
         """The same as text: `[anchor]10+[augmenting]22`."""
         return [marked(said) for said in self.last_said()]
-
-    # ------------------------------------------------------------------ switches
-
-    @contextmanager
-    @override
-    def anchor_only(self) -> Iterator[None]:
-        before, self._switched_off = self._switched_off, True
-        try:
-            yield
-        finally:
-            self._switched_off = before
-
-    @contextmanager
-    def disturbed(self, how: Disturbance, augmenting: int | None = None) -> Iterator[None]:
-        """While it is active the augmenting models say something wrong: is it listened to?
-
-        Args:
-            how: `zero`: every token is as likely. `shuffle`: each row hears what the model says
-                about its neighbour.
-            augmenting: Number of the only model that is disturbed; by default all are.
-
-        Raises:
-            CalmError: If there is no such model.
-        """
-        numbers = range(len(self.augmenting)) if augmenting is None else [augmenting]
-        if not set(numbers) <= set(range(len(self.augmenting))):
-            raise CalmError(
-                f"There is no augmenting model {augmenting}; there are {len(self.augmenting)}, "
-                "counted from 0."
-            )
-        before = self._disturbance
-        self._disturbance = before | dict.fromkeys(numbers, how)
-        try:
-            yield
-        finally:
-            self._disturbance = before
-
-    # ------------------------------------------------------------------ saving
-
-    def saved_composition(self) -> Composition:
-        """The composition that builds this model again."""
-        return self.composition
-
-    @override
-    def save_pretrained(
-        self, save_directory: str | Path, full: bool = False, **kwargs: Any
-    ) -> None:
-        """Write the head, and where the models are; see `calm_lightning.checkpoint.save`.
-
-        Args:
-            save_directory: Where to.
-            full: Write the models too, so that the folder needs no other file.
-            kwargs: Refused.
-
-        Raises:
-            CalmError: If an option is unknown, or a model's weights cannot be written.
-        """
-        from calm_lightning.checkpoint import save, save_pretrained
-
-        write = partial(save, self, self.saved_composition())
-        save_pretrained(self, write, save_directory, full, **kwargs)
