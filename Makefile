@@ -8,8 +8,8 @@ FIT := $(BIN)/calm fit --config configs/key_value
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 rivals routing_suffices rewriting_suffices backbones two_tokenizers two_models \
-    keys_25k families test test-all clean
+.PHONY: help demo table1 rivals routing_suffices rewriting_suffices translation_small backbones two_tokenizers two_models \
+    keys_25k families faults test test-all clean
 
 help: ## Show this list.
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -70,6 +70,22 @@ keys_25k: $(READY) ## The experiment with 25,000 keys: teaches the augmenting mo
 	[ -e runs/keys_25k/noise/model ] || $(FIT)/augmenting.yaml \
 	    --config configs/key_value/augmenting_7_noise_25k.yaml --run runs/keys_25k/noise
 	$(BIN)/calm compare configs/key_value/keys_25k.yaml
+
+SMALL := configs/translation/small
+FRESH := $(BIN)/python -m calm_lightning.fresh_model $(SMALL)/texts.yaml runs/translation_small
+
+translation_small: $(READY) ## The experiment with real translations: trains its two models, then compares.
+	[ -e runs/translation_small/anchor_0 ] || $(FRESH)/anchor_0
+	[ -e runs/translation_small/augmenting_0 ] || $(FRESH)/augmenting_0 --layers 3 \
+	    --like runs/translation_small/anchor_0
+	[ -e runs/translation_small/anchor/model ] || $(BIN)/calm fit --config $(SMALL)/anchor.yaml \
+	    --run runs/translation_small/anchor
+	[ -e runs/translation_small/augmenting/model ] || $(BIN)/calm fit --config $(SMALL)/anchor.yaml \
+	    --config $(SMALL)/augmenting.yaml --run runs/translation_small/augmenting
+	$(BIN)/calm compare $(SMALL)/compare.yaml
+
+faults: $(READY) ## Stop runs by every fault and go on with them: the table of docs/faults.md.
+	$(BIN)/python benchmarks/faults.py
 
 test: $(READY) ## Lint, types, import rules, tests: what CI runs.
 	$(BIN)/ruff check .
