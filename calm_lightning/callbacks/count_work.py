@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from calm_lightning.flops import CountFlops
 
-COUNTED_BATCHES = 3
+COUNTED_BATCHES = 8
+"""As many as are sorted by length together (`OrderedBatches`): fewer would be short ones, or long."""
 
 
 class CountWork(L.Callback):
