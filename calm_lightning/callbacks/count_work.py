@@ -10,7 +10,7 @@ from typing_extensions import override
 from calm_lightning.flops import CountFlops
 
 COUNTED_BATCHES = 8
-"""As many as are sorted by length together (`OrderedBatches`): fewer would be short ones, or long."""
+"""As many as are sorted by length together (`OrderedBatches`): fewer might all be short."""
 
 
 class CountWork(L.Callback):

@@ -72,6 +72,7 @@ class Tree:
         for name in other:
             if getattr(self, name):
                 raise CalmError(f"{name} has no meaning with style: {self.style}. Leave it out.")
+        self.temperature = float(self.temperature)  # transformers insists
         if not self.temperature > 0:
             raise CalmError(f"temperature={self.temperature} must be above 0.")
         if not 0 < self.top_p <= 1:
