@@ -51,9 +51,8 @@ backbones: $(READY) ## Train the demo's two backbones again, from nothing.
 	$(TRAIN) runs/backbones/augmenting
 	cp runs/backbones/anchor_2/model/* configs/models/key_value/anchor/
 	cp runs/backbones/augmenting/5/model/* configs/models/key_value/augmenting/
-	$(FIT)/augmenting.yaml --config configs/key_value/anchor_with_keys.yaml \
-	    --run runs/backbones/anchor_with_keys
-	cp runs/backbones/anchor_with_keys/model/* configs/models/key_value/anchor_with_keys/
+	$(TRAIN) runs/backbones/anchor_with_keys $(VARIANTS)/from_the_anchor.yaml 1000 1000 1200 800 0
+	cp runs/backbones/anchor_with_keys/4/model/* configs/models/key_value/anchor_with_keys/
 
 two_tokenizers: $(READY) ## The experiment with two tokenizers: trains its augmenting model, then compares.
 	$(TRAIN) runs/two_tokenizers/augmenting $(VARIANTS)/letter_pairs.yaml
@@ -87,15 +86,18 @@ translation_small: $(READY) ## The experiment with real translations: trains its
 faults: $(READY) ## Stop runs by every fault and go on with them: the table of docs/faults.md.
 	$(BIN)/python benchmarks/faults.py
 
-test: $(READY) ## Lint, types, import rules, tests: what CI runs.
+test: docs ## Lint, types, import rules, documentation, tests: what CI runs.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
 
+docs: $(READY) ## Build the documentation into build/docs; a warning is an error.
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
+
 test-all: $(READY) ## The tests that take long, and those of quantised backbones, too.
-	$(BIN)/pip install --quiet --constraint constraints.txt 'torchao>=0.18'
+	$(BIN)/pip install --quiet --constraint constraints.txt 'torchao>=0.18' mergekit
 	$(PYTEST) -m "not gpu"
 
 families: $(READY) ## Write docs/families.md from the families that are tested.

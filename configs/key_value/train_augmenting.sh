@@ -2,7 +2,7 @@
 # Trains an augmenting model of the key-value task in its five stages (see augmenting.yaml).
 #   train_augmenting.sh RUNS [VARIANT.yaml [STEPS_1 .. STEPS_5]]
 # The model is then in RUNS/5/model. VARIANT changes what all stages have in common; the steps are
-# those of the stages' own files unless given. Stages that are finished are not run again.
+# those of the stages' own files unless given; 0 leaves out a stage. Finished ones are not run again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=$1
@@ -13,6 +13,7 @@ stages=(1_pairs 2_expressions 3_values 4_three 5_noise)
 for i in "${!stages[@]}"; do
     run="$runs/$((i + 1))"
     [ -e "$run/model/config.json" ] && continue
+    [ "${steps[$i]:-}" = 0 ] && continue
     rm -rf "$run"
     options=(--config configs/key_value/augmenting.yaml
         --config "configs/key_value/augmenting_${stages[$i]}.yaml")
