@@ -93,6 +93,13 @@ test: docs ## Lint, types, import rules, documentation, tests: what CI runs.
 	$(BIN)/lint-imports
 	$(PYTEST)
 
+pictures: $(READY) ## Take the pictures of docs/how-to/look-inside.md again (needs Chromium).
+	[ -e runs/demo/rows/cross_attention/seed_0/config.yaml ] || $(BIN)/calm compare configs/key_value/demo.yaml
+	[ -e runs/pictures/model ] || $(BIN)/calm fit --run runs/pictures \
+	    --config runs/demo/rows/cross_attention/seed_0/config.yaml \
+	    --trainer.val_check_interval 100 --data.validation_examples 64
+	$(BIN)/python docs/pictures.py runs/pictures
+
 docs: $(READY) ## Build the documentation into build/docs; a warning is an error.
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 

@@ -5,6 +5,7 @@ calm compare                           many rows and seeds under one budget, as 
 calm estimate                          what a fit would take: memory, arithmetic, GPUs
 calm generate                          ask a trained model
 calm evaluate                          lm-evaluation-harness on it and on its parts
+calm inspect                           one page about a run, to look at without TensorBoard
 calm card                              its model card, written anew
 calm plugins                           what is installed
 """
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from calm_lightning.callbacks.save_checkpoints import TERMINATED
 from calm_lightning.contracts import CalmError
 from calm_lightning.discovery import load_plugins
 from calm_lightning.run import CalmCLI, quiet_libraries
@@ -35,8 +38,9 @@ commands:
   predict    write its answers
   compare    many rows and seeds, as a table: calm compare configs/key_value/demo.yaml
   estimate   tell what a fit would take:     calm estimate --config FILE --gpu-memory 80
-  generate   ask a trained model:            calm generate runs/NAME/model --prompt "<kqz>+<abf>="
+  generate   ask a trained model:            calm generate runs/NAME/model --prompt "<eqga>+<ndj>?"
   evaluate   lm-evaluation-harness on it:    calm evaluate runs/NAME/model --tasks NAME,NAME
+  inspect    one HTML page about a run:       calm inspect runs/NAME
   card       write its model card anew, with the results of the comparison that it is from
   plugins    list what is installed
 
@@ -81,22 +85,28 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"calm: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SIGTERMException:  # Lightning's, which would exit with status 0
+        raise SystemExit(TERMINATED) from None
     except KeyboardInterrupt:
         print("calm: stopped.", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def _with_run(arguments: list[str]) -> list[str]:
-    """`test --run FOLDER` stands for the config and the last checkpoint in that folder."""
+    """`test --run FOLDER` stands for the config and the last checkpoint in that folder.
+
+    So does `fit --run FOLDER --resume`, which finds the checkpoint later.
+    """
     run = _value(arguments, "--run")
-    if arguments[0] == "fit" or run is None or _value(arguments, "--config", "-c") is not None:
+    begins = arguments[0] == "fit" and "--resume" not in arguments
+    if begins or run is None or _value(arguments, "--config", "-c") is not None:
         return arguments
     folder = Path(run)
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     if not config.is_file():
         raise CalmError(f"{str(folder)!r} is not the folder of a run: it has no config.yaml.")
     extra = ["--config", str(config)]
-    if _value(arguments, "--ckpt_path") is None:
+    if arguments[0] != "fit" and _value(arguments, "--ckpt_path") is None:
         if not checkpoint.is_file():
             raise CalmError(
                 f"{str(folder)!r} has no checkpoints/last.ckpt: its training did not come so far. "
@@ -206,6 +216,26 @@ def _card(arguments: Sequence[str]) -> None:
     print(f"Written: {folder / CARD}")
 
 
+def _inspect(arguments: Sequence[str]) -> None:
+    from calm_lightning.inspect.command import inspect_run
+
+    parser = _parser(
+        "inspect",
+        "Write one HTML page about a run, which needs no other file and no network: models and "
+        "connections, scores, what the augmenting model contributes, samples, curves, attention.",
+    )
+    add = parser.add_argument
+    add("run", help="folder of the run: runs/NAME, or RESULTS/rows/ROW/seed_N")
+    add("--out", help="the page (default: inspect.html in the run's folder)")
+    add(
+        "--examples",
+        type=int,
+        default=64,
+        help="questions of each evaluation set that are asked anew; 0 asks none (default: 64)",
+    )
+    inspect_run(**vars(parser.parse_args(arguments)))
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """The options that say which model is opened, and how."""
     from calm_lightning.backbone import DType
@@ -253,5 +283,6 @@ OWN_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "estimate": _estimate,
     "evaluate": _evaluate,
     "generate": _generate,
+    "inspect": _inspect,
     "plugins": _plugins,
 }

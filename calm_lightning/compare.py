@@ -26,6 +26,7 @@ import yaml
 
 from calm_lightning.comparison import Job, read_comparison
 from calm_lightning.contracts import CalmError
+from calm_lightning.machine import peak_memory
 
 
 def compare(
@@ -344,18 +345,6 @@ def characters_per_second(module: Any) -> float | None:
     if not module.answering_seconds:
         return None
     return round(module.answered_characters / module.answering_seconds, 1)
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held so far, in MiB; on a GPU, of the GPU."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() >> 20
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
 
 
 def commit() -> str:

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +11,8 @@ from typing import Any
 
 from calm_lightning.contracts import CalmError
 from calm_lightning.generate import open_model
-from calm_lightning.language_model import PlainModel, TextModel
-
-Row = tuple[str, TextModel, Callable[[], AbstractContextManager[Any]]]
-"""A name for the table, who answers, and the context in which it does."""
+from calm_lightning.language_model import TextModel
+from calm_lightning.parts import Part, parts_of
 
 
 def evaluate(
@@ -143,22 +141,11 @@ def _cell(results: Mapping[str, Any], metric: str, kind: str) -> str:
     return f"{value:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else "")
 
 
-def _rows(model: TextModel) -> Iterator[Row]:
+def _rows(model: TextModel) -> list[Part]:
     """The model, and what it is made of as far as that can answer on its own."""
-    backbones = model.frozen_backbones
-    if len(backbones) < 2 and not any(model.trainable_parameters()):
-        yield "model", model, nullcontext
-        return
-    yield "composed", model, nullcontext
-    if backbones:
-        yield "anchor alone", model, model.anchor_only
-    for number, backbone in enumerate(backbones[1:]):
-        label = "augmenting model" if len(backbones) == 2 else f"augmenting model {number}"
-        yield f"{label} alone", PlainModel(backbone, _no_save), nullcontext
-
-
-def _no_save(folder: Path) -> None:
-    raise AssertionError(f"a model that is only evaluated is not saved ({folder})")
+    if len(model.frozen_backbones) < 2 and not any(model.trainable_parameters()):
+        return [Part("model", model, nullcontext)]
+    return list(parts_of(model))
 
 
 def _max_length(model: TextModel) -> int | None:

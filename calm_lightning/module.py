@@ -1,6 +1,7 @@
 """The LightningModule: trains what is trainable and scores what the task asks; it knows neither."""
 
 import math
+import random
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -127,6 +129,7 @@ class CalmModule(L.LightningModule):
         self.start_from = start_from
         self.disturb = disturb
         self.steps = math.inf  # of the run, once it is known
+        self.seed = torch.initial_seed()  # of all that is drawn: `seed_everything`, where it is set
         self.strict_loading = False  # checkpoints hold the trained part; checked in load_state_dict
         self.model: LanguageModel | None = None
         self._references: list[dict[str, Any]] | None = None
@@ -240,8 +243,10 @@ class CalmModule(L.LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        task = self.trainer.datamodule  # type: ignore[attr-defined]
+        seed_batch(self.seed, task.consumed_batches, self.global_rank)
         # Not at the batch's end: checkpoints are written before a module's own hook there.
-        self.trainer.datamodule.consumed_batches += 1  # type: ignore[attr-defined]
+        task.consumed_batches += 1
 
     @override
     def on_train_end(self) -> None:
@@ -323,7 +328,7 @@ class CalmModule(L.LightningModule):
         """Random numbers of this batch of answers, where answers are drawn."""
         if not kind.generation.get("do_sample"):
             return nullcontext()
-        name = f"{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"
+        name = f"{self.seed}/{self.trainer.global_rank}/{kind.name}/{self._answered_batches}"
         return _seeded(name, self.device)
 
     def _with_room(self, examples: Sequence[Example], kind: EvaluationSet) -> list[int]:
@@ -521,8 +526,25 @@ def _numbers(flags: Sequence[bool]) -> list[int]:
 
 @contextmanager
 def _seeded(name: str, device: torch.device) -> Iterator[None]:
-    """Random numbers from the run's seed and a name, so that sampling can be repeated."""
+    """Random numbers from a name, so that sampling can be repeated."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(zlib.crc32(f"{torch.initial_seed()}/{name}".encode()))
+        torch.manual_seed(zlib.crc32(name.encode()))
         yield
+
+
+def seed_batch(seed: int, batch: int, rank: int) -> None:
+    """Set every generator for one training batch.
+
+    What is drawn for a batch (dropout, noise) then depends on nothing that came before, so a run
+    that goes on from a checkpoint draws what the run never stopped would have drawn.
+
+    Args:
+        seed: Of the run.
+        batch: Number of the batch in the run.
+        rank: The process.
+    """
+    drawn = int(np.random.SeedSequence([seed, batch, rank]).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)

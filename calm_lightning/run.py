@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -19,17 +21,42 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from calm_lightning.callbacks import NothingFrozenMoved, SaveModel, WriteAnswers
+from calm_lightning.callbacks import (
+    Dashboard,
+    LookInside,
+    MeasureTraining,
+    NothingFrozenMoved,
+    SaveCheckpoints,
+    SaveModel,
+    ShowAnswers,
+    WriteAnswers,
+)
+from calm_lightning.checkpoint_io import (
+    LAST,
+    SealedCheckpointIO,
+    newest_checkpoint,
+    read_checkpoint,
+    write_text,
+)
 from calm_lightning.contracts import CalmError, Composition, Scorer, Task
 from calm_lightning.discovery import implementations, load_plugins
 from calm_lightning.module import CalmModule
+from calm_lightning.resuming import refuse_other_settings, settings_of
 
 RUN_HELP = (
     "Folder of the run: config, checkpoints, TensorBoard files and the trained model go there. "
     "By default runs/<name of the config file>, with a number if that exists. For validate, test "
     "and predict: the run whose config and last checkpoint are used."
+)
+
+
+RESUME_HELP = (
+    "fit: go on with the run in --run (by default the newest called after the config file), from "
+    "its newest whole checkpoint. `calm fit --run FOLDER --resume` takes FOLDER/config.yaml."
 )
 
 
@@ -41,6 +68,16 @@ class CalmParser(LightningArgumentParser):
         raise CalmError(_plain(message) + _hint(message)) from ex
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes the config into the run's folder, whole or not at all."""
+
+    @override
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)  # log_dir would wait for the other processes
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.parser.dump(self.config, skip_none=False), folder / self.config_filename)
+
+
 class CalmCLI(LightningCLI):
     """LightningCLI over `CalmModule` and any installed task."""
 
@@ -50,8 +87,8 @@ class CalmCLI(LightningCLI):
             CalmModule,
             Task,
             subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            save_config_callback=SaveConfigCallback if run else None,
+            save_config_kwargs={"save_to_log_dir": False},
+            save_config_callback=SaveConfig if run else None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             # Tasks share their examples out among processes themselves.
@@ -62,6 +99,8 @@ class CalmCLI(LightningCLI):
         )
 
     _before: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
+    _checkpoint: Path | None = None  # to go on with, and what it holds of the run's settings
+    _its_settings: dict[str, Any] | None = None
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -75,6 +114,20 @@ class CalmCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
+        parser.add_argument("--resume", action="store_true", help=RESUME_HELP)
+        parser.add_argument(
+            "--checkpoint_steps",
+            type=int | None,
+            default=None,
+            help="Steps between two checkpoints of a fit, beside those at validations and at ends "
+            "of epochs.",
+        )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=10.0,
+            help="Longest time between two checkpoints of a fit.",
+        )
         parser.add_argument(
             "--threads", type=int | None, default=None, help="CPU threads that torch may use."
         )
@@ -126,6 +179,9 @@ class CalmCLI(LightningCLI):
                 "weights alike. Load the frozen models in a smaller type (model.anchor.dtype, and "
                 "that of each augmenting model), and train in 32-true or bf16-mixed."
             )
+        for option in ("checkpoint_steps", "checkpoint_minutes"):
+            if (value := config[option]) is not None and value <= 0:
+                raise CalmError(f"{option}={value} must be more than 0.")
         if config.trainer.val_check_interval == 0:
             raise CalmError("trainer.val_check_interval=0: at least 1, or a share of an epoch.")
         if type(config.trainer.val_check_interval) is int and (
@@ -136,19 +192,47 @@ class CalmCLI(LightningCLI):
             return
         if self.subcommand in ("validate", "test"):
             config.verbose = False  # Lightning's table is a screen per set; ours follows
-        folder = Path(config.run) if config.run else _fresh_folder(config)
+        if self.subcommand != "fit" and config.resume:
+            raise CalmError("--resume is for `calm fit`: nothing else goes on where it was.")
+        choose = _newest_folder if config.resume else _fresh_folder
+        folder = Path(config.run) if config.run else choose(config)
         if folder.exists() and not folder.is_dir():
             raise CalmError(f"--run {folder}: that is a file; name a folder.")
         if self.subcommand == "fit":
-            _refuse_used(folder, config.ckpt_path)
-            if not config.ckpt_path:
+            self._find_checkpoint(folder, config)
+            if self._checkpoint is None:
                 _refuse_own_config(folder, config.get("config") or [])
         config.run = str(folder)
         config.trainer.default_root_dir = str(folder)
 
+    def _find_checkpoint(self, folder: Path, config: Any) -> None:
+        """What to go on with; refuses to begin where something is already."""
+        path = config.ckpt_path
+        if config.resume or path == "last":
+            # They are of this command and not of the run, so config.yaml should not hold them.
+            wanted, config.resume, config.ckpt_path = config.resume, False, None
+            if (folder / "model").exists():
+                _say(f"{folder} is finished; its model is in {folder}/model. Nothing was changed.")
+                raise SystemExit(0)
+            if not wanted and not (folder / "checkpoints").exists():
+                return  # `--ckpt_path last` may be there from the beginning
+            file, saved, wrong = newest_checkpoint(folder / "checkpoints")
+            for fault in wrong:
+                _say(f"calm: {fault} Going on from the one before it: '{file}'.")
+        else:
+            _refuse_used(folder, path)
+            if not path or path in ("best", "hpc") or "://" in path:
+                return
+            file = Path(path)
+            saved = read_checkpoint(file)
+        self._checkpoint, self._its_settings = file, saved.get("settings")
+
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.config.subcommand] if self.subcommand else self.config
+        # What is handed over here takes the place of the config's own callbacks.
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
         extra: list[Any] = [NothingFrozenMoved()]
         if self.subcommand and self.subcommand != "fit":  # config.yaml stays that of the fit
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
@@ -158,23 +242,31 @@ class CalmCLI(LightningCLI):
                 extra.append(SaveModel(os.path.join(folder, "model")))
                 if config.trainer.enable_checkpointing is not False:
                     checkpoints = os.path.join(folder, "checkpoints")
-                    extra.append(ModelCheckpoint(checkpoints, save_last=True))
+                    often = config.checkpoint_steps, config.checkpoint_minutes
+                    extra.append(SaveCheckpoints(checkpoints, self._settings(), *often))
             if self.subcommand == "predict":
                 extra.append(WriteAnswers(folder))
+            else:
+                showing = (MeasureTraining, LookInside, ShowAnswers, Dashboard)
+                known = {type(callback) for callback in given}
+                extra += [kind() for kind in showing if kind not in known]
             if config.trainer.logger in (None, True):
                 kwargs["logger"] = TensorBoardLogger(
                     folder, name="", version="", default_hp_metric=False
                 )
-        if any(
-            "ModelCheckpoint" in str(getattr(c, "class_path", c))
-            for c in (config.trainer.callbacks or [])
-        ):
-            extra = [c for c in extra if not isinstance(c, ModelCheckpoint)]
-        kwargs["callbacks"] = [*kwargs.get("callbacks", []), *extra]
+        kwargs["callbacks"] = [*kwargs.get("callbacks", []), *given, *extra]
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, SealedCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise CalmError(f"trainer: {error}") from error
+
+    def _settings(self) -> dict[str, Any]:
+        config = self.config[self.config.subcommand]
+        return settings_of(yaml.safe_load(self._parser(self.subcommand).dump(config)))
 
     def after_test(self) -> None:
         """Print the scores of every evaluation set."""
@@ -201,6 +293,11 @@ class CalmCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Score the untrained composition, which answers as the anchor alone does."""
+        if self._checkpoint is not None:
+            if self._its_settings is not None:
+                own = self._settings() | {"processes": self.trainer.world_size}
+                refuse_other_settings(self._its_settings, own, self._checkpoint)
+            return  # it was scored when the run began; a second time would hide what came since
         if (
             self.config[self.config.subcommand].trainer.fast_dev_run
             or not self.trainer.limit_val_batches
@@ -208,6 +305,19 @@ class CalmCLI(LightningCLI):
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self._before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        if self.trainer.received_sigterm:  # during the last batch, after which nothing asks
+            raise SIGTERMException
+
+    def fit(self, **arguments: Any) -> None:
+        """`Trainer.fit`, from the checkpoint that was found."""
+        if self._checkpoint is not None:
+            arguments["ckpt_path"] = str(self._checkpoint)
+        try:
+            self.trainer.fit(**arguments)
+        except RuntimeError as error:
+            if not (why := _outside_cause(error)):
+                raise
+            raise CalmError(f"{why} To go on: the same command with --resume.") from error
 
     def after_fit(self) -> None:
         """Show what the training changed, and say where everything is."""
@@ -236,19 +346,43 @@ def _fresh_folder(config: Any) -> Path:
     return folder
 
 
+def _newest_folder(config: Any) -> Path:
+    """The last of the folders that `_fresh_folder` gave out."""
+    files = config.get("config") or []
+    stem = Path(str(files[-1])).stem if files else "run"
+    taken = [path for path in Path("runs").glob(f"{stem}*") if _number(path, stem)]
+    return max(taken, key=lambda path: _number(path, stem), default=Path("runs") / stem)
+
+
+def _number(folder: Path, stem: str) -> int:
+    """1 for stem, 2 for stem-2; 0 for any other name."""
+    if folder.name == stem:
+        return 1
+    number = folder.name.removeprefix(f"{stem}-")
+    return int(number) if number.isdecimal() else 0
+
+
 def _check_checkpoint(path: str) -> None:
-    if not Path(path).exists():
-        raise CalmError(f"There is no checkpoint {path!r}. Those of a run are in its checkpoints/.")
-    if Path(path).is_dir():
-        return  # of a distributed strategy; Lightning checks it
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        checkpoint["state_dict"]
-    except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0]
-        raise CalmError(
-            f"{path!r} is damaged, or is no checkpoint of `calm fit`: {reason}"
-        ) from None
+    if not Path(path).is_dir():  # of a distributed strategy; Lightning checks it
+        read_checkpoint(Path(path))
+
+
+def _outside_cause(error: RuntimeError) -> str:
+    """What no fault of the program ended the training, said to the user; empty if it was one."""
+    said = (str(error).strip() or repr(error)).splitlines()[0]
+    if "DataLoader worker" in said:
+        return (
+            f"A process that prepares batches died: {said.rstrip('. ')}. Where memory ran out, "
+            "fewer of them (data.num_workers) help."
+        )
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"The device has no memory left: {said.rstrip('. ')}."
+    return ""
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _refuse_used(folder: Path, checkpoint: str | None) -> None:
@@ -257,11 +391,12 @@ def _refuse_used(folder: Path, checkpoint: str | None) -> None:
             f"{folder} already holds a trained model. Name another folder with --run, or move "
             "that one away; nothing was changed."
         )
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / "checkpoints" / LAST
     if last.exists() and not checkpoint:
         raise CalmError(
-            f"{folder} holds a run that did not finish. Go on with it by --ckpt_path {last}, name "
-            "another folder with --run, or move that one away; nothing was changed."
+            f"{folder} holds a run that did not finish. Go on with it by --resume (or from a "
+            f"checkpoint of your choice, --ckpt_path {last}), name another folder with --run, or "
+            "move that one away; nothing was changed."
         )
 
 

@@ -1,5 +1,6 @@
 """Writes the trained model and its card at the end of a fit, ready for `calm generate`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typing_extensions import override
 
 from calm_lightning.card import add_facts
 from calm_lightning.checkpoint import holds_composition
+from calm_lightning.checkpoint_io import sync_folder
 
 
 class SaveModel(L.Callback):
@@ -33,12 +35,17 @@ class SaveModel(L.Callback):
         if not trainer.is_global_zero or trainer.interrupted:
             return
         folder = Path(self.folder)
-        pl_module.language_model.save_pretrained(folder)
-        if holds_composition(folder):
+        # A folder called so means that the run is finished, so it must appear whole.
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        pl_module.language_model.save_pretrained(partial)
+        if holds_composition(partial):
             config = folder.parent / "config.yaml"
             said = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
             scores = _validation_scores(trainer)
-            add_facts(folder, data=said.get("data"), validation=scores, before=self._before)
+            add_facts(partial, data=said.get("data"), validation=scores, before=self._before)
+        partial.replace(folder)
+        sync_folder(folder.parent)
 
 
 def _validation_scores(trainer: L.Trainer) -> dict[str, float]:

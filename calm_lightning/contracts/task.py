@@ -77,6 +77,8 @@ class OrderedBatches(Sampler[list[int]]):
             with examples sorted by it, so that little is padded; the batches of a group come in
             random order.
         groups: Batches in a group.
+        limit: How much of an epoch is used before the next begins: a number of batches, or a share
+            (a trainer's `limit_train_batches`).
     """
 
     def __init__(
@@ -90,13 +92,15 @@ class OrderedBatches(Sampler[list[int]]):
         world_size: int = 1,
         lengths: Callable[[int], int] | None = None,
         groups: int = 8,
+        limit: int | float = 1.0,
     ) -> None:
         self.lengths, self.groups = lengths, groups if lengths is not None else 1
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.batch_size = max(1, min(batch_size, length // world_size))
         self.per_epoch = length // (self.batch_size * world_size)
-        self.epoch, self.offset = divmod(first_batch, max(1, self.per_epoch))
+        used = min(limit, self.per_epoch) if type(limit) is int else int(limit * self.per_epoch)
+        self.epoch, self.offset = divmod(first_batch, max(1, used))
 
     def __len__(self) -> int:
         return self.per_epoch
@@ -189,6 +193,7 @@ class Task(L.LightningDataModule, ABC):
             rank,
             world_size,
             (lambda i: _length(examples[i])) if self.group_by_length else None,
+            limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
         )
         # A sequence is a map-style data set.
         return DataLoader(

@@ -29,11 +29,11 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
-from calm_lightning.composed import Bridge, HiddenStateComposition, Memory
+from calm_lightning.composed import Bridge, HiddenStateComposition, Memory, attention_weights
 from calm_lightning.contracts import CalmError
 
 Positions = Literal["rotary", "none"]
@@ -182,13 +182,12 @@ class CrossAttentionBridge(Bridge):
         if self.training and self.state_noise:
             noise = self.state_noise * torch.randn_like(states)
             states = states + noise * root_mean_square(states)
-        projected = self.state_norm(self.project(states))
-        key = self._split_heads(self.key(projected))
+        key, value = (self._split_heads(part) for part in self._keys_and_values(states))
         if self.key_place is not None:
             key = key + self.key_place
         if self.rotary:
             key = rotate(key, positions, self.rotary_base)
-        return key, self._split_heads(self.value(projected))
+        return key, value
 
     @override
     def forward(
@@ -199,14 +198,55 @@ class CrossAttentionBridge(Bridge):
         positions: Int[Tensor, "batch anchor_seq"],
     ) -> Float[Tensor, "batch anchor_seq anchor_width"]:
         key, value = memory
-        query = self._split_heads(self.query(self.query_norm(anchor_states)))
-        if self.query_place is not None:
-            query = query + self.query_place
-        if self.rotary:
-            query = rotate(query, positions, self.rotary_base)
+        query = self._asked(anchor_states, positions)
         read = scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
         added = self.out(read.transpose(1, 2).flatten(2))
         return added * root_mean_square(anchor_states) if self.relative else added
+
+    @override
+    def attention(
+        self,
+        anchor_states: Float[Tensor, "batch anchor_seq anchor_width"],
+        memory: Memory,
+        visible: Bool[Tensor, "batch anchor_seq augmenting_seq"],
+        positions: Int[Tensor, "batch anchor_seq"],
+    ) -> Float[Tensor, "batch heads anchor_seq augmenting_seq"]:
+        return attention_weights(self._asked(anchor_states, positions), memory[0], visible[:, None])
+
+    def _keys_and_values(
+        self, states: Float[Tensor, "batch augmenting_seq augmenting_width"]
+    ) -> tuple[
+        Float[Tensor, "batch augmenting_seq anchor_width"],
+        Float[Tensor, "batch augmenting_seq anchor_width"],
+    ]:
+        """Keys and values without positions.
+
+        With a gradient W_K f_proj and W_V f_proj are each made one map first, where that is less
+        work: the states themselves want no gradient, so most of the way back falls away.
+        """
+        wide, narrow = self.key.in_features, self.project.in_features
+        # Multiplications there and back, in units of 2 D_B
+        saved, spent = states.shape[:-1].numel() * (3 * wide - narrow), 3 * wide * narrow
+        linear_only = isinstance(self.state_norm, nn.Identity)
+        if not (linear_only and torch.is_grad_enabled() and saved > spent):
+            projected = self.state_norm(self.project(states))
+            return self.key(projected), self.value(projected)
+        weight, bias = self.project.weight, self.project.bias
+        key, value = (
+            linear(states, second @ weight, second @ bias)
+            for second in (self.key.weight, self.value.weight)
+        )
+        return key, value
+
+    def _asked(
+        self,
+        anchor_states: Float[Tensor, "batch anchor_seq anchor_width"],
+        positions: Int[Tensor, "batch anchor_seq"],
+    ) -> Float[Tensor, "batch heads anchor_seq head_width"]:
+        query = self._split_heads(self.query(self.query_norm(anchor_states)))
+        if self.query_place is not None:
+            query = query + self.query_place
+        return rotate(query, positions, self.rotary_base) if self.rotary else query
 
     def _split_heads(
         self, x: Float[Tensor, "batch seq width"]

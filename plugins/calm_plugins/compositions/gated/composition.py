@@ -30,7 +30,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
-from calm_lightning.composed import Bridge, HiddenStateComposition, Memory
+from calm_lightning.composed import Bridge, HiddenStateComposition, Memory, attention_weights
 from calm_lightning.contracts import CalmError
 
 
@@ -139,16 +139,34 @@ class GatedBridge(Bridge):
         positions: Int[Tensor, "batch anchor_seq"],
     ) -> Float[Tensor, "batch anchor_seq anchor_width"]:
         key, value, places = memory
-        query = self._split_heads(self.query(self.query_norm(anchor_states)))
-        distance = positions[:, :, None] - places.transpose(1, 2)
-        bias = -self.slopes * distance[:, None].to(query.dtype)
-        bias = bias.masked_fill(~visible[:, None], float("-inf"))
+        query, bias = self._asked(anchor_states, places, visible, positions)
         read = scaled_dot_product_attention(query, key, value, attn_mask=bias)
         added = self.attention_gate.tanh() * self.out(read.transpose(1, 2).flatten(2))
         if self.feed_forward is None:
             return added
         gate = self.feed_forward_gate.tanh()
         return added + gate * self.feed_forward(anchor_states + added)
+
+    @override
+    def attention(
+        self,
+        anchor_states: Float[Tensor, "batch anchor_seq anchor_width"],
+        memory: Memory,
+        visible: Bool[Tensor, "batch anchor_seq augmenting_seq"],
+        positions: Int[Tensor, "batch anchor_seq"],
+    ) -> Float[Tensor, "batch heads anchor_seq augmenting_seq"]:
+        key, _, places = memory
+        query, bias = self._asked(anchor_states, places, visible, positions)
+        return attention_weights(query, key, bias)
+
+    def _asked(
+        self, anchor_states: Tensor, places: Tensor, visible: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The queries, and what is added to their scores: distances, and minus infinity."""
+        query = self._split_heads(self.query(self.query_norm(anchor_states)))
+        distance = positions[:, :, None] - places.transpose(1, 2)
+        bias = -self.slopes * distance[:, None].to(query.dtype)
+        return query, bias.masked_fill(~visible[:, None], float("-inf"))
 
     def _split_heads(
         self, x: Float[Tensor, "batch seq width"]

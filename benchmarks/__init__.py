@@ -1,0 +1,13 @@
+"""What is timed or weighed, as ratios within one run.
+
+    python -m benchmarks training|generation|memory|evaluation|scaling [--pair small] [--profile]
+    python benchmarks/estimate.py
+
+Every command builds its sides from the same random models, lets them do the same work in turn
+(A B C A B C ...), and prints medians, quartiles and ratios. They are also written to
+runs/benchmarks/, as JSON and as a plot.
+"""
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # CALM-pytorch draws a bar; tqdm asks when imported

@@ -1,0 +1,51 @@
+"""The command: `python -m benchmarks training|generation|memory|evaluation|scaling`."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.jobs import AXES, JOBS, LENGTHS, Setting, pieces
+from benchmarks.measuring import clock_of
+from benchmarks.pairs import PAIRS
+from benchmarks.profiling import print_profile
+from benchmarks.report import conditions, print_table, summary, write
+from benchmarks.sides import SIDES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("--pair", choices=PAIRS, default="small")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="of scaling")
+    parser.add_argument(
+        "--lengths", nargs="*", type=int, default=list(LENGTHS), help="of generation"
+    )
+    parser.add_argument("--profile", action="store_true", help="show where the time goes instead")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    said = parser.parse_args()
+    torch.set_num_threads(said.threads)
+    name, clock = clock_of(said.threads)
+    pair = PAIRS[said.pair]
+    setting = Setting(pair, said.sides, said.rounds, said.warm_up, clock, said.axes, said.lengths)
+    if said.profile:
+        for side, work in pieces(said.job, setting):
+            print_profile(side.name, side.everything(), work)
+        return
+    rows, notes = JOBS[said.job](setting)
+    told = [summary(row, rows) for row in rows]
+    about = conditions(said.threads, name)
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_table(told)
+    print("\n" + "\n".join(notes))
+    about |= {"pair": {"name": said.pair, **asdict(pair)}, "rounds": said.rounds, "notes": notes}
+    write(said.out, f"{said.job}_{said.pair}", told, about)
+
+
+if __name__ == "__main__":
+    main()

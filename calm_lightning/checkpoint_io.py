@@ -1,0 +1,196 @@
+"""Checkpoints of a run on disk: each one whole and checked, or not there at all.
+
+A checkpoint stays an ordinary one of Lightning, which `torch.load` reads. What is added is its own
+SHA-256, as the comment of the zip archive that torch writes: the hash travels with the file, and
+file and hash appear in one step. A file is written under another name in the same folder, synced,
+read again, and only then put in place; what was there is kept beside it as NAME.previous.ckpt.
+"""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from typing_extensions import override
+
+from calm_lightning.contracts import CalmError
+
+LAST = "last.ckpt"
+_SEAL = b"sha256:"
+_SEAL_LENGTH = len(_SEAL) + 64
+_COMMENT_LENGTH = 2  # bytes of the field that ends an archive without a comment
+
+
+class SealedCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints that a fault cannot leave half done, and refuses damaged ones.
+
+    Raises:
+        CalmError: If a checkpoint cannot be written (the one before it is still there), or one that
+            is read is damaged.
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        _put_in_place(sealed(buffer.getvalue()), Path(path))
+
+    @override
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        if Path(path).is_file() and seal_is_broken(Path(path)):
+            raise CalmError(_damaged(Path(path), "its bytes do not match its own SHA-256"))
+        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        return loaded
+
+
+def previous(file: Path) -> Path:
+    """Where the checkpoint is kept that was there before this one."""
+    return file.with_suffix(f".previous{file.suffix}")
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive without a comment, with the SHA-256 of its bytes as its comment."""
+    body = archive[:-_COMMENT_LENGTH] + _SEAL_LENGTH.to_bytes(_COMMENT_LENGTH, "little")
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def seal_is_broken(file: Path) -> bool:
+    """Whether a file carries a hash that is not that of its bytes; False if it carries none."""
+    rest = file.stat().st_size - _SEAL_LENGTH
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while rest > 0 and (part := stream.read(min(rest, 1 << 20))):
+            digest.update(part)
+            rest -= len(part)
+        seal = stream.read()
+    return _SEAL in seal and seal != _SEAL + digest.hexdigest().encode()
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of a run. Nothing but tensors and plain values is read, so no code can run.
+
+    Raises:
+        CalmError: If there is none, it is damaged, or it is none of ours.
+    """
+    if not file.exists():
+        raise CalmError(f"There is no checkpoint '{file}'. Those of a run are in its checkpoints/.")
+    if file.is_dir():
+        return {}  # of a distributed strategy, which reads and checks it
+    if seal_is_broken(file):
+        raise CalmError(_damaged(file, "its bytes do not match its own SHA-256"))
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        checkpoint["state_dict"]
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0]
+        raise CalmError(_damaged(file, reason)) from None
+    return checkpoint
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest whole checkpoint of a run.
+
+    Args:
+        folder: The run's checkpoints/.
+
+    Returns:
+        Where it is, what it holds, and what is wrong with a newer one, if there is.
+
+    Raises:
+        CalmError: If there is none, or none that is whole.
+    """
+    last = folder / LAST
+    there = [file for file in (last, previous(last)) if file.exists()]
+    wrong: list[str] = []
+    for file in there:
+        try:
+            return file, read_checkpoint(file), wrong
+        except CalmError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise CalmError(
+            "No checkpoint of this run is whole, so it cannot go on; nothing was changed. "
+            + " ".join(wrong)
+        )
+    raise CalmError(
+        f"There is nothing to go on with: {folder} holds no checkpoint. Leave --resume out to "
+        "begin this run."
+    )
+
+
+def write_text(text: str, file: Path) -> None:
+    """Write a small file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.partial")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        sync(stream)
+    temporary.replace(file)
+    sync_folder(file.parent)
+
+
+def sync(stream: Any) -> None:
+    """Wait until what was written to a file is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; after a rename."""
+    if os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(data: bytes, file: Path) -> None:
+    temporary = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            sync(stream)
+        if seal_is_broken(temporary) or temporary.stat().st_size != len(data):
+            raise OSError("what is read back is not what was written")
+        if file.is_file() and not seal_is_broken(file):
+            _keep(file)
+        temporary.replace(file)
+        sync_folder(file.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = f"The one before it is whole: {file}." if file.exists() else "There is none yet."
+        reason = error.strerror or str(error)
+        raise CalmError(
+            f"The checkpoint {file} could not be written: {reason}. {kept} Make room, then go on "
+            "with the same command and --resume."
+        ) from error
+
+
+def _keep(file: Path) -> None:
+    """Give a file a second name, so that it is never gone while it gets a successor."""
+    second = previous(file).with_name(f".{previous(file).name}.partial")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(file, second)
+    except OSError:  # some file systems know no second names
+        shutil.copyfile(file, second)
+    second.replace(previous(file))
+
+
+def _damaged(file: Path, reason: str) -> str:
+    reason = re.sub(r"\s+", " ", reason)
+    return f"'{file}' is damaged, or is no checkpoint of `calm fit`: {reason}."

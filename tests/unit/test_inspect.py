@@ -1,0 +1,254 @@
+"""The page about a run: whole, without the network, and true to what anybody wrote into a run."""
+
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from calm_lightning.backbone import Backbone, BackboneSource
+from calm_lightning.composed import HiddenStateComposition
+from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
+from calm_lightning.inspect.command import inspect_run
+from calm_lightning.inspect.opened import OpenedRun
+from calm_lightning.inspect.page import MARK, Asked, render
+from calm_lightning.inspect.picture import DrawnConnection, DrawnModel, draw
+from calm_lightning.inspect.run_folder import RunFolder, read_run
+from calm_lightning.module import CalmModule
+from calm_lightning.run import quiet_libraries
+from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.linear import LinearBridge
+
+HOSTILE = "<script>alert(1)</script>$x^{$&amp;"
+CONFIG: dict[str, Any] = {
+    "model": {
+        "anchor": {"path": HOSTILE},
+        "augmenting": [{"path": "b", "weights": "random"}],
+        "composition": {"class_path": f"pack.age.{HOSTILE}"},
+    },
+    "data": {"class_path": "pack.age.Sums", "init_args": {"note": HOSTILE}},
+    "seed_everything": 3,
+}
+VOID = {"meta", "rect", "circle", "path", "br", "use", "image", "link", "img"}
+
+
+class Page(HTMLParser):
+    """What a page holds, and whether its elements are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.said = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def checked(text: str) -> Page:
+    """A page that needs no other file and runs no code."""
+    page = Page(text)
+    assert "script" not in page.tags
+    assert all(ref.startswith(("#", "data:image/png;base64,")) for ref in page.references)
+    assert not re.search(r"url\(\s*[\"']?(?!#)|@import", text)
+    return page
+
+
+class Made(BackboneSource):
+    """A source that makes its backbone in memory."""
+
+    def load(self) -> Backbone:
+        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
+
+
+class Hostile(Task):
+    """Questions that are code for a browser, for matplotlib, and for a template."""
+
+    def train_examples(self) -> Sequence[Example]:
+        return []
+
+    def evaluation_sets(self) -> Sequence[EvaluationSet]:
+        asked = [Example(HOSTILE, "{{ 1/0 }}"), Example("</svg>", "<b>")]
+        return [EvaluationSet("<i>set", asked, ExactMatch, max_new_tokens=2)]
+
+
+def asked(composition: HiddenStateComposition) -> Asked:
+    quiet_libraries()
+    augmenting = [Made(HOSTILE, seed=1), Made("second", seed=2)]
+    module = CalmModule(Made("anchor", seed=0), composition, augmenting)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+             "accelerator": "cpu", "enable_checkpointing": False}  # fmt: skip
+    trainer, task = L.Trainer(**quiet), Hostile()  # type: ignore[arg-type]
+    trainer.validate(module, datamodule=task, verbose=False)
+    opened = OpenedRun(module, trainer, task, {"<i>set/accuracy": 0.5})
+    return Asked(opened, opened.scores(), opened.samples(), opened.probes())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "<u>run", CONFIG, {}, {})
+
+
+# ------------------------------------------------------------------ the page
+
+
+def test_a_page_holds_everything_and_no_word_of_it_is_taken_for_markup(run: RunFolder) -> None:
+    text = render(run, asked(CrossAttention(every=2)), "", 2)
+    page = checked(text)
+    for section in ("composed", "contribution", "samples", "attention", "scores"):
+        assert section in page.ids
+    assert HOSTILE in page.said
+    assert "{{ 1/0 }}" in page.said
+    assert "<i>set" in page.said
+    assert "b" not in page.tags
+    assert "i" not in page.tags
+    assert page.tags.count("svg") == 1 + 4  # the picture; one text, two models, two layers each
+    for label in ("composed", "anchor alone", "states shuffled", "states zeroed", "without model 1",
+                  "augmenting model 0 alone"):  # fmt: skip
+        assert label in page.said
+    assert 'name="viewport"' in text
+
+
+def test_bridges_that_do_not_attend_have_no_heat_maps_and_that_is_said(run: RunFolder) -> None:
+    page = checked(render(run, asked(LinearBridge(every=4)), "", 2))
+    assert page.tags.count("svg") == 1
+    assert "its bridges do not attend" in page.said
+
+
+def test_a_run_whose_model_is_gone_says_so_and_shows_what_it_logged(tmp_path: Path) -> None:
+    scalars = {
+        "train/loss_nats": [(0.0, 3.0), (9.0, 2.0)],
+        "val/one/accuracy": [(0.0, 0.25), (9.0, 0.75)],
+        "val/one/accuracy/digits=2": [(0.0, 0.1)],
+        "test/one/accuracy": [(0.0, 0.625)],
+        "cost/seconds": [(9.0, 12.0)],
+    }
+    text = render(RunFolder(tmp_path, CONFIG, scalars, {}), None, f"gone: {HOSTILE}", 64)
+    page = checked(text)
+    assert f"gone: {HOSTILE}" in page.said
+    assert page.tags.count("svg") == 2  # both curves
+    for value in ("before training", "0.250", "after training", "0.750", "whole test", "0.625"):
+        assert value in page.said
+    assert "digits=2" not in page.said
+    missing = [p for p in re.findall(r'class="soft">([^<]*)<', text) if "not asked" in p]
+    assert len(missing) == 3  # contribution, samples, heat maps
+
+
+def test_a_run_that_left_nothing_says_what_is_missing(run: RunFolder) -> None:
+    said = checked(render(run, None, "There are no weights.", 64)).said
+    for sentence in ("There are no weights.", "There is no picture", "No scores are known",
+                     "left no TensorBoard events", "Nothing was written down"):  # fmt: skip
+        assert sentence in said
+
+
+def test_thicker_lines_are_stronger_connections() -> None:
+    model = DrawnModel("a/b<c", "anchor", 4, 8)
+    lines = [DrawnConnection(0, 3, 0, 0.25), DrawnConnection(0, 3, 3, 0.5)]
+    picture = draw(model, [model], lines)
+    first, second = (float(x) for x in re.findall(r'stroke-width="([\d.]+)"', picture))
+    assert 1.5 < first < second
+    assert picture.count("<rect") == 2 * 4 + 2  # layers, and backs of two labels
+    assert "b&lt;c" in picture
+    assert draw(model, [], []).count("<rect") == 4
+
+
+# ------------------------------------------------------------------ the folder
+
+
+def write_run(folder: Path, config: Any = CONFIG) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_scalars_are_read_from_all_event_files_the_newer_one_wins(tmp_path: Path) -> None:
+    for number, value in enumerate((1.0, 2.0)):
+        logger = TensorBoardLogger(tmp_path, name="", version="")
+        logger.experiment.add_scalar("train/x", value, 5, walltime=100.0 + number)
+        logger.experiment.add_scalar("train/x", value, 7 + number, walltime=100.0 + number)
+        logger.finalize("success")
+    run = read_run(write_run(tmp_path))
+    assert run.scalars["train/x"] == [(5.0, 2.0), (7.0, 1.0), (8.0, 2.0)]
+    assert run.last("train/x") == 2.0
+    assert run.last("train/y") is None
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: None, "There is no folder"),
+        (lambda folder: folder.mkdir(), "no config.yaml"),
+        (lambda folder: (folder / "rows" / "x" / "seed_0").mkdir(parents=True), "rows/x/seed_0"),
+        (lambda folder: write_run(folder, [1, 2]), "is not the config of a run"),
+        (lambda folder: write_run(folder, {"model": {}}), "is not the config of a run"),
+        (lambda folder: (write_run(folder) / "config.yaml").write_text("a: [1"), "cannot be read"),
+        (lambda folder: (write_run(folder) / "config.yaml").write_bytes(b"\xff"), "cannot be read"),
+        (lambda folder: (write_run(folder) / "result.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path: Path, make: Any, said: str) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(CalmError, match=said):
+        read_run(tmp_path / "run")
+
+
+def test_the_folder_of_a_runs_model_is_understood(tmp_path: Path) -> None:
+    (write_run(tmp_path / "run") / "model").mkdir()
+    with pytest.raises(CalmError, match=r"Did you mean .*run\?"):
+        read_run(tmp_path / "run" / "model")
+
+
+def test_nothing_of_the_users_is_written_over(tmp_path: Path) -> None:
+    run, mine = write_run(tmp_path / "run"), tmp_path / "mine.html"
+    mine.write_text("mine")
+    with pytest.raises(CalmError, match="was not made by `calm inspect`"):
+        inspect_run(str(run), out=str(mine))
+    assert mine.read_text() == "mine"
+    with pytest.raises(CalmError, match="that is a folder"):
+        inspect_run(str(run), out=str(tmp_path))
+    with pytest.raises(CalmError, match="must not be negative"):
+        inspect_run(str(run), examples=-1)
+
+
+def test_a_page_of_ours_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "result.json").write_text(json.dumps({"name": "calm", "seed": 1, "metrics": {"a": 0.5}}))
+    (run / "inspect.html").write_text(f"{MARK}\nold")
+    inspect_run(str(run))
+    page = checked((run / "inspect.html").read_text())
+    assert "calm, seed 1" in page.said
+    assert "0.500" in page.said
+    assert "holds no trained weights" in page.said
+    assert "holds no trained weights" in capsys.readouterr().out
