@@ -71,15 +71,16 @@ keys_25k: $(READY) ## The experiment with 25,000 keys: teaches the augmenting mo
 	$(BIN)/calm compare configs/key_value/keys_25k.yaml
 
 SMALL := configs/translation/small
-FRESH := $(BIN)/python -m calm_lightning.fresh_model $(SMALL)/texts.yaml runs/translation_small
+FRESH := $(BIN)/python -m calm_lightning.fresh_model runs/translation_small
 
 translation_small: $(READY) ## The experiment with real translations: trains its two models, then compares.
-	[ -e runs/translation_small/anchor_0 ] || $(FRESH)/anchor_0
+	[ -e runs/translation_small/anchor_0 ] || $(FRESH)/anchor_0 \
+	    --texts $(SMALL)/anchor.yaml $(SMALL)/augmenting.yaml
 	[ -e runs/translation_small/augmenting_0 ] || $(FRESH)/augmenting_0 --layers 3 \
 	    --like runs/translation_small/anchor_0
 	[ -e runs/translation_small/anchor/model ] || $(BIN)/calm fit --config $(SMALL)/anchor.yaml \
 	    --run runs/translation_small/anchor
-	[ -e runs/translation_small/augmenting/model ] || $(BIN)/calm fit --config $(SMALL)/anchor.yaml \
+	[ -e runs/translation_small/augmenting/model ] || $(BIN)/calm fit \
 	    --config $(SMALL)/augmenting.yaml --run runs/translation_small/augmenting
 	$(BIN)/calm compare $(SMALL)/compare.yaml
 

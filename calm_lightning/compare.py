@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import yaml
 
 from calm_lightning.comparison import Job, read_comparison
-from calm_lightning.contracts import CalmError
+from calm_lightning.contracts import CalmError, EvaluationSet
 from calm_lightning.machine import peak_memory
 
 
@@ -69,7 +70,12 @@ def compare(
         raise CalmError(f"{config} has no run for seeds {list(seeds)}: {list(comparison.seeds)}.")
     if workers is not None and workers < 1:
         raise CalmError(f"--workers must be at least 1: got {workers}.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalmError(
+            f"The results cannot go into {str(folder)!r}: {error.strerror}. Name a folder by --out."
+        ) from None
     pending = [job for job in jobs if finished(job, folder) is None]
     count = workers or comparison.workers or _workers_of_this_machine(comparison.threads)
     count = min(count, max(1, len(pending)))
@@ -183,7 +189,7 @@ def finished(job: Job, out: Path) -> dict[str, Any] | None:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return result if result.get("key") == job.key() else None
+    return result if isinstance(result, dict) and result.get("key") == job.key() else None
 
 
 def run_job(
@@ -238,6 +244,13 @@ def run_job(
     started = time.perf_counter()
     if job.row.train:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        if job.measure is not None and cli.trainer.global_step != cli.model.steps:
+            raise CalmError(
+                f"training ended after {cli.trainer.global_step} steps, and the arithmetic of "
+                f"{job.measure.row.name!r} is {cli.model.steps}: something else stopped it (a "
+                "callback?). Take that out, or compare by steps."
+            )
+        (folder / "result.json").unlink(missing_ok=True)  # it was of another model
         cli.model.language_model.save_pretrained(folder / "model")
     trained_seconds = time.perf_counter() - started if job.row.train else 0.0
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
@@ -261,6 +274,7 @@ def run_job(
         "characters_per_second": speed,
         "memory_mib": peak_memory(),
         "outcomes": cli.model.outcomes,
+        "questions": {each.name: questions_hash(each) for each in cli.model.evaluation_sets},
         "losses": [each.name for each in cli.model.evaluation_sets if each.scorer is None],
         "test_seconds": round(time.perf_counter() - started - trained_seconds, 1),
         "samples": draw_samples(cli.model, samples),
@@ -328,6 +342,14 @@ def draw_samples(module: Any, wanted: Mapping[str, int]) -> list[dict[str, str]]
                 }
             )
     return shown
+
+
+def questions_hash(asked: EvaluationSet) -> int:
+    """A number that two sets share if they ask the same."""
+    known = 0
+    for example in asked.examples:
+        known = zlib.crc32(f"{example.prompt}\0{example.target}\0".encode(), known)
+    return known
 
 
 def hardware(trainer: Any) -> str:

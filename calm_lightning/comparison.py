@@ -8,7 +8,9 @@ import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -143,7 +145,7 @@ class Job:
         """
         config = copy.deepcopy(self.row.config)
         for source in _backbones(config):
-            if source.get("weights") == "random":
+            if source.get("weights") == "random" and type(source.get("seed", 0)) is int:
                 source["seed"] = source.get("seed", 0) + self.seed
         config["seed_everything"] = self.seed
         config["data"] = config.get("data") or {}
@@ -179,11 +181,18 @@ def _files_in(said: Any) -> Iterator[Path]:
         for each in said:
             yield from _files_in(each)
     elif isinstance(said, str) and 0 < len(said) < 4096:
-        path = Path(os.path.expandvars(said)).expanduser()
-        if path.is_file():
-            yield path
-        elif path.is_dir() and any(map(str.isalnum, said)):  # "/" and ".." may be text
-            yield from (file for file in sorted(path.rglob("*")) if _is_read(file))
+        with suppress(OSError, ValueError):  # a text that is too long for a name, say
+            yield from _files_of(Path(os.path.expandvars(said)).expanduser())
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The file; all files of a folder; those that `a/{source}.tsv` stands for."""
+    if path.is_file():
+        yield path
+    elif path.is_dir() and any(map(str.isalnum, path.name)):  # "/" and ".." may be text
+        yield from (file for file in sorted(path.rglob("*")) if _is_read(file))
+    elif "{" in path.name and path.parent.is_dir():
+        yield from sorted(path.parent.glob(re.sub(r"\{[^{}]*\}", "*", path.name)))
 
 
 def _is_read(file: Path) -> bool:
@@ -220,6 +229,7 @@ def read_comparison(file: Path) -> Comparison:
         if said.get(name) is not None and not isinstance(said[name], kind):
             raise CalmError(f"{file}: `{name}` must be {_A[kind]}, not {said[name]!r}.")
     _check_entries(said, file)
+    _check_config(said.get("base") or {}, f"{file}, base")
     base = said.get("base") or {}
     rows: list[Row] = []
     for number, row in enumerate(said["rows"], 1):
@@ -242,6 +252,8 @@ def read_comparison(file: Path) -> Comparison:
     seeds = said.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise CalmError(f"{file}: seeds must be a list of whole numbers, not {seeds!r}.")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise CalmError(f"{file}: seeds must differ, and none be negative: got {seeds}.")
     return Comparison(
         name=str(said.get("name") or file.stem),
         rows=tuple(rows),
@@ -262,10 +274,12 @@ def read_comparison(file: Path) -> Comparison:
 def _with_work_of(name: str, rows: Sequence[Row], file: Path) -> list[Row]:
     """The rows, each with that row as its measure whose budget is the common one."""
     measure = next((row for row in rows if row.name == name and row.train), None)
+    if any((row.config.get("trainer") or {}).get("max_time") for row in rows if row.train):
+        raise CalmError(f"{file}: trainer.max_time and budget: flops are two budgets; keep one.")
     if measure is None:
         raise CalmError(
             f"{file}: budget: flops gives every row as much arithmetic as the `reference` takes, "
-            f"so that must be a row that is trained; it is {name or None!r}."
+            f"so that must be a row that is trained and kept by `only`; it is {name or None!r}."
         )
     changed = {
         row: replace(row, work_of=measure)
@@ -296,8 +310,37 @@ def _check_entries(said: Mapping[str, Any], file: Path) -> None:
         if type(count) is not int or count < 0:
             raise CalmError(f"{file}: `samples` of {name!r} must be a whole number, not {count!r}.")
     for name in ("threads", "workers"):
-        if isinstance(said.get(name), bool):
-            raise CalmError(f"{file}: `{name}` must be a whole number, not {said[name]!r}.")
+        value = said.get(name)
+        if isinstance(value, bool) or (value is not None and value < 0):
+            raise CalmError(f"{file}: `{name}` must be a whole number of 0 or more, not {value!r}.")
+    own = said.get("name")
+    if own is not None and not (isinstance(own, str) and _is_folder_name(own)):
+        raise CalmError(f"{file}: name={own!r} cannot be the name of a folder.")
+    try:
+        json.dumps(said, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CalmError(f"{file}: its entries have no form as JSON ({error}).") from None
+
+
+def _is_folder_name(name: str) -> bool:
+    return 0 < len(name) <= 200 and not set(name) & set("/\\\0") and name[0] != "."
+
+
+def _check_config(config: Any, where: str) -> None:
+    """Refuse what is no config of `calm fit` by its shape; the rest is checked where it is run."""
+    parts = {"": config}
+    if isinstance(config, Mapping):
+        parts |= {name: config.get(name) or {} for name in ("model", "data", "trainer")}
+        for name in ("model", "data"):
+            inner = parts[name] if isinstance(parts[name], Mapping) else {}
+            parts |= {f"{name}.{k}": inner.get(k) or {} for k in ("init_args", "anchor")}
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            what = f"`{name}`" if name else "config"
+            raise CalmError(f"{where}: {what} must be a mapping, as in `calm fit`, not {part!r}.")
+    augmenting = (config.get("model") or {}).get("augmenting") or []
+    if not isinstance(augmenting, list):
+        raise CalmError(f"{where}: `model.augmenting` must be a list, not {augmenting!r}.")
 
 
 def _row_of(
@@ -318,13 +361,16 @@ def _read_extended(file: Path, seen: tuple[Path, ...] = ()) -> Any:
     said = _read_yaml(file)
     if not isinstance(said, dict) or "extends" not in said:
         return said
-    parent = _read_extended(file.parent / str(said["extends"]), (*seen, file.resolve()))
+    if not isinstance(said["extends"], str) or not said["extends"]:
+        raise CalmError(f"{file}: `extends` names another file, not {said['extends']!r}.")
+    parent = _read_extended(file.parent / said["extends"], (*seen, file.resolve()))
     if not isinstance(parent, dict):
         return said
     bases = [each.get("base") for each in (parent, said)]
     if all(isinstance(base, dict) for base in bases):
         said = {**said, "base": merge(*bases)}  # type: ignore[arg-type]
-    return {**parent, **said}
+    # Not the parent's name: its results would be written over.
+    return {**parent, **said, "name": said.get("name") or file.stem}
 
 
 def _read_yaml(file: Path) -> Any:
@@ -340,11 +386,10 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str, before: Sequence[R
     if not isinstance(said, dict) or "name" not in said:
         raise CalmError(f"{where}: expected a mapping with at least `name`, got {said!r}.")
     _only(said, _ROW_FIELDS, where)
-    if not str(said["name"]) or set(str(said["name"])) & set("/\\") or str(said["name"])[0] == ".":
+    if not _is_folder_name(str(said["name"])):
         raise CalmError(f"{where}: name={said['name']!r} cannot be the name of a folder.")
     own = said.get("config") or {}
-    if not isinstance(own, dict) or not isinstance(own.get("trainer") or {}, dict):
-        raise CalmError(f"{where} ({said['name']}): config must be a mapping, as in `calm fit`.")
+    _check_config(own, f"{where} ({said['name']})")
     if not isinstance(said.get("train", True), bool):
         raise CalmError(f"{where} ({said['name']}): train must be true or false.")
     reason = str(said.get("own_budget") or "")
@@ -362,7 +407,7 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str, before: Sequence[R
         config=merge(base if source is None else source.config, own),
         train=bool(said.get("train", source is None)),
         label=str(said.get("label") or said["name"]),
-        own_budget=reason,
+        own_budget=reason or (source.own_budget if source is not None else ""),
         weights_of=source,
     )
 
@@ -372,7 +417,7 @@ def _source(said: Mapping[str, Any], before: Sequence[Row], where: str) -> Row |
     if "weights_of" not in said:
         return None
     trained = {row.name: row for row in before if row.train}
-    if said["weights_of"] not in trained:
+    if not isinstance(said["weights_of"], str) or said["weights_of"] not in trained:
         raise CalmError(
             f"{where}: weights_of={said['weights_of']!r} must name a row above it that is trained: "
             f"{sorted(trained)}."

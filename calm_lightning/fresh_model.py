@@ -1,16 +1,17 @@
 """The beginning of a small model: a tokenizer of a task's training texts, and a config beside it.
 
-    python -m calm_lightning.fresh_model CONFIG FOLDER [--vocabulary N] [--width N] ...
+    python -m calm_lightning.fresh_model FOLDER --texts CONFIG... [--vocabulary N] [--width N] ...
 
-CONFIG is one of `calm fit`, of which only `data` is read. FOLDER then is a model of the Llama
+Each CONFIG is one of `calm fit`, of which only `data` is read. FOLDER then is a model of the Llama
 family without weights: name it in a config with `weights: random`, and train it whole (`Single`
-with `train: true`). Two models that are to share a tokenizer are begun from one CONFIG that has the
-texts of both; give `--like FOLDER` for the second.
+with `train: true`). Two models that are to share a tokenizer: give the configs of both, and for the
+second one `--like` the first.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -124,9 +125,12 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Begin a small model from nothing.")
     add = parser.add_argument
-    add("config", type=Path, help="a config of `calm fit`, for its data")
     add("folder", type=Path, help="where the model will be")
-    add("--like", type=Path, help="take the tokenizer of this model's folder")
+    tokenizer_of = parser.add_mutually_exclusive_group(required=True)
+    tokenizer_of.add_argument(
+        "--texts", type=Path, nargs="+", help="configs of `calm fit`, whose data the tokenizer fits"
+    )
+    tokenizer_of.add_argument("--like", type=Path, help="take the tokenizer of this model's folder")
     add("--vocabulary", type=int, default=4000, help="tokens, at most (default: 4000)")
     add("--width", type=int, default=192, help="of the states (default: 192)")
     add("--layers", type=int, default=4, help="(default: 4)")
@@ -136,7 +140,8 @@ def main() -> None:
         if said.like is not None:
             tokenizer = AutoTokenizer.from_pretrained(said.like)
         else:
-            tokenizer = train_tokenizer(texts_of(said.config), said.vocabulary)
+            texts = chain.from_iterable(map(texts_of, said.texts))
+            tokenizer = train_tokenizer(texts, said.vocabulary)
         write_model(said.folder, tokenizer, said.width, said.layers, said.context)
     except (CalmError, OSError) as error:
         sys.exit(f"fresh_model: {error}")

@@ -343,6 +343,8 @@ def _mark(runs: Sequence[Result], reference: Sequence[Result], column: str) -> s
     )
     if not ours or not theirs or len({len(scores) for scores in (*ours, *theirs)}) != 1:
         return ""
+    if len({r.get("questions", {}).get(column) for r in (*runs, *reference)}) > 1:
+        return ""  # as many, and others
     return "" if paired_difference(ours, theirs).is_clear else f" {_ALIKE}"
 
 
@@ -362,7 +364,7 @@ def _cost(runs: Sequence[Result], name: str) -> str:
     if not known:
         return NOTHING
     mean = statistics.fmean(known)
-    return f"{mean / 1e12:,.1f}" if name.endswith("_flops") else f"{mean:,.0f}"
+    return f"{mean / 1e12:.3g}" if name.endswith("_flops") else f"{mean:,.0f}"
 
 
 def _losses(results: Sequence[Result]) -> set[str]:
@@ -394,7 +396,7 @@ def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence
         label = next(r.label for r in comparison.rows if r.name == comparison.reference)
         parts.append(
             f"{_ALIKE} marks scores that chance may set apart from those of {label} (95 %, paired "
-            "bootstrap over questions and seeds)."
+            f"bootstrap over questions{' and seeds' if len(seeds) > 1 else ', for one seed'})."
         )
         asked = {column for r in results for column in r.get("outcomes", {})}
         columns = comparison.columns or {c for r in results for c in r["metrics"]}
@@ -405,7 +407,7 @@ def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence
         parts.append(f"Kept: per cent of the score of {label}.")
     if comparison.budget == "flops":
         label = next(r.label for r in comparison.rows if r.name == comparison.reference)
-        parts.append(f"Every row was trained with as much arithmetic as {label}.")
+        parts.append(f"Every trained row without a note took as much arithmetic as {label}.")
     parts.append(
         "Arithmetic of all training steps, and their seconds; characters answered in a second; "
         "most memory held. "

@@ -7,8 +7,10 @@ of each row with replacement too, because another seed is as much chance as anot
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calm_lightning.contracts import CalmError
 
@@ -65,7 +67,18 @@ def paired_difference(
         questions = generator.integers(a.shape[1], size=a.shape[1])
         ours, theirs = (generator.integers(len(row), size=len(row)) for row in (a, b))
         # Means over seeds first: the same questions are then taken of both rows.
-        differences[i] = (a[ours].mean(0) - b[theirs].mean(0))[questions].mean()
+        differences[i] = (_mean(a, ours) - _mean(b, theirs))[questions].mean()
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     return Difference(float(a.mean() - b.mean()), float(low), float(high))
+
+
+def _mean(row: NDArray[Any], drawn: NDArray[Any]) -> Any:
+    """The mean over drawn seeds, spread as wide as the seeds' own.
+
+    Drawing n seeds out of n gives (n - 1) / n of the variance that their mean has; for few seeds
+    that would be far too sure.
+    """
+    mean, seeds = row.mean(0), len(row)
+    wider = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
+    return mean + wider * (row[drawn].mean(0) - mean)

@@ -49,4 +49,5 @@ class CountWork(L.Callback):
         if self.flops is not None:
             steps = max(1, round(self.flops / self.of_a_step))
             trainer.fit_loop.epoch_loop.max_steps = steps
+            trainer.fit_loop.max_epochs = -1  # arithmetic alone decides
             pl_module.steps = steps  # of the learning rate's fall

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from typing_extensions import override
 
@@ -116,12 +117,15 @@ class JoinedModel(PreTrainedModel, GenerationMixin, TextModel):
         """While it is active what augmenting models give is spoilt: is it used at all?
 
         Args:
-            how: `zero`: it is all zero. `shuffle`: each row gets that of another row.
+            how: `zero`: it is all zero. `shuffle`: each row gets that of the row half a batch
+                away; zeros in a batch of one.
             augmenting: Number of the only model that is disturbed; by default all are.
 
         Raises:
-            CalmError: If there is no such model.
+            CalmError: If there is no such model, or no such disturbance.
         """
+        if how not in get_args(Disturbance):
+            raise CalmError(f"States are disturbed by zero or shuffle, not by {how!r}.")
         numbers = range(len(self.augmenting)) if augmenting is None else [augmenting]
         self._check_numbers(numbers)
         before = self._disturbance
@@ -162,6 +166,17 @@ class JoinedModel(PreTrainedModel, GenerationMixin, TextModel):
 
         write = partial(save, self, self.saved_composition())
         save_pretrained(self, write, save_directory, full, **kwargs)
+
+
+def spoilt(given: Tensor, how: Disturbance | None) -> Tensor:
+    """What an augmenting model gives, [batch, ...], as a disturbance leaves it."""
+    if how == "zero":
+        return torch.zeros_like(given)
+    if how != "shuffle":
+        return given
+    # By half of the batch, so that beams and samples of one prompt do not read one another.
+    rows = len(given)
+    return given.roll(rows // 2, dims=0) if rows > 1 else torch.zeros_like(given)
 
 
 def _require_keys_and_values(backbone: Backbone) -> None:

@@ -32,7 +32,7 @@ from calm_lightning.collate import IGNORED, tokenize
 from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
 from calm_lightning.composed.growing import with_another, without_one
-from calm_lightning.composed.joined import Disturbance, JoinedModel
+from calm_lightning.composed.joined import JoinedModel, spoilt
 from calm_lightning.composed.reading import AugmentingReader, Offer, Page
 from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
@@ -242,7 +242,7 @@ class ComposedModel(JoinedModel):
                 memory = TextMemory() if cache is None else cache.texts[index]
                 offer = reader.read_text(page, own, memory)
             how = self._disturbance.get(index)
-            offer.states = {n: _disturbed(state, how) for n, state in offer.states.items()}
+            offer.states = {n: spoilt(state, how) for n, state in offer.states.items()}
             run.offers[index] = offer
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
@@ -486,16 +486,6 @@ def _page(
 def unpadded(input_ids: Tensor, new: Tensor) -> list[list[int]]:
     """The new tokens of each row, without padding."""
     return [ids[here].tolist() for ids, here in zip(input_ids, new, strict=True)]
-
-
-def _disturbed(state: Tensor, how: Disturbance | None) -> Tensor:
-    if how == "zero":
-        return torch.zeros_like(state)
-    if how != "shuffle":
-        return state
-    # By half of the batch, so that beams and samples of one prompt do not read one another.
-    rows = len(state)
-    return state.roll(rows // 2, dims=0) if rows > 1 else torch.zeros_like(state)
 
 
 def _prompt_lengths(prompt_mask: Tensor, attention_mask: Tensor | None) -> list[int]:

@@ -254,6 +254,7 @@ def test_a_model_appears_only_when_it_is_whole(
 # ------------------------------------------------------------------ processes that are killed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_runs_that_are_really_killed(tmp_path: Path) -> None:
     """The fault table (docs/faults.md) with few faults of each kind."""

@@ -133,7 +133,20 @@ def test_a_comparison_extends_another(file: Path) -> None:
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have one name"),
         ({"rows": [{"name": "../a"}]}, "cannot be the name of a folder"),
         ({"rows": [{"name": "a", "config": [1]}]}, "config must be a mapping"),
-        ({"rows": [{"name": "a", "config": {"trainer": 3}}]}, "config must be a mapping"),
+        ({"rows": [{"name": "a", "config": {"trainer": 3}}]}, "`trainer` must be a mapping"),
+        ({"rows": [{"name": "a", "config": {"data": "D"}}]}, "`data` must be a mapping"),
+        ({"rows": [{"name": "a", "config": {"data": {"init_args": 5}}}]}, "`data.init_args` must"),
+        ({"rows": [{"name": "a", "config": {"model": {"anchor": 1}}}]}, "`model.anchor` must"),
+        ({"rows": [{"name": "a", "config": {"model": {"augmenting": 5}}}]}, "must be a list"),
+        ({"rows": [{"name": "a" * 300}]}, "cannot be the name of a folder"),
+        ({"rows": [{"name": "a"}, {"name": "b", "weights_of": ["a"]}]}, "must name a row above"),
+        ({"name": "../../evil"}, "cannot be the name of a folder"),
+        ({"name": ["a"]}, "cannot be the name of a folder"),
+        ({"extends": None}, "`extends` names another file"),
+        ({"seeds": [0, 0]}, "seeds must differ"),
+        ({"seeds": [-1]}, "none be negative"),
+        ({"workers": -2}, "0 or more, not -2"),
+        ({"about": {1: 2, "a": 3}}, "no form as JSON"),
         ({"rows": [{"name": "a", "train": "no"}]}, "train must be true or false"),
         ({"only": ["z"]}, "`only` names rows that there are not: ['z']"),
         ({"seeds": []}, "seeds must be a list of whole numbers"),
@@ -359,6 +372,42 @@ def test_a_budget_in_arithmetic_needs_a_row_that_is_trained(file: Path, referenc
     told = refusal(file, rows=rows, budget="flops", reference=reference)
     assert "must be a row that is trained" in told
     assert "`steps` or `flops`" in refusal(file, rows=rows, budget="minutes")
+
+
+def test_two_budgets_are_refused(file: Path) -> None:
+    rows = [{"name": "a"}, {"name": "b", "config": {"trainer": {"max_time": "00:01:00:00"}}}]
+    rows[1]["own_budget"] = "x"  # type: ignore[assignment]
+    assert "two budgets" in refusal(file, rows=rows, budget="flops", reference="a")
+
+
+def test_a_control_keeps_the_note_of_its_row(file: Path) -> None:
+    rows = [{"name": "a", "own_budget": "longer"}, {"name": "b", "weights_of": "a"}]
+    assert [row.own_budget for row in read(file, rows=rows).rows] == ["longer", "longer"]
+
+
+def test_another_file_does_not_write_over_the_one_it_extends(file: Path) -> None:
+    read(file, name="parent")
+    child = file.with_name("child.yaml")
+    child.write_text(yaml.safe_dump({"extends": file.name}))
+    assert read_comparison(child).name == "child"
+
+
+def test_files_of_a_pattern_and_long_texts_are_no_trouble_for_a_key(tmp_path: Path) -> None:
+    pairs = tmp_path / "deu-eng.tsv"
+    pairs.write_text("a")
+    arguments = {"files": str(tmp_path / "{source}-{target}.tsv"), "few_shot": "2+2=4\n" * 100}
+    job = Job(Row("a", {"data": {"init_args": arguments}}), 0)
+    before = job.key()
+    pairs.write_text("changed")
+    assert job.key() != before
+
+
+def test_a_result_that_is_none_is_made_again(tmp_path: Path) -> None:
+    job = Job(Row("a", {}), 0)
+    job.folder(tmp_path).mkdir(parents=True)
+    for said in ("[]", "null", "{"):
+        (job.folder(tmp_path) / "result.json").write_text(said)
+        assert finished(job, tmp_path) is None
 
 
 def test_a_run_waits_for_the_weights_that_it_scores(file: Path) -> None:

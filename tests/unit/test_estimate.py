@@ -261,7 +261,8 @@ def test_what_is_kept_is_what_a_real_step_keeps(home: Path, composition: Composi
 def test_what_varies_grows_with_the_rows_and_nothing_else_does(home: Path, usual: Estimate) -> None:
     one, two = training(usual), training(told(home, ONE, rows=2 * ROWS))
     assert two.fixed == one.fixed
-    assert two.flops == 2 * one.flops
+    # Two maps of a bridge that are made one first cost the same for any number of rows.
+    assert two.flops == pytest.approx(2 * one.flops, rel=0.02)
     assert two.activations == pytest.approx(2 * one.activations, rel=0.01)
     assert two.varying == pytest.approx(2 * one.varying, rel=0.05)
 

@@ -65,14 +65,14 @@ def test_two_models_may_share_a_tokenizer(tmp_path: Path, monkeypatch: pytest.Mo
     file = config(tmp_path)
 
     def run(*options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["fresh_model", str(file), *map(str, options)])
+        monkeypatch.setattr(sys, "argv", ["fresh_model", *map(str, options)])
         main()
 
-    run(tmp_path / "a", "--vocabulary", 300, "--width", 64)
+    run(tmp_path / "a", "--texts", file, "--vocabulary", 300, "--width", 64)
     run(tmp_path / "b", "--like", tmp_path / "a", "--layers", 2, "--width", 32)
     tokenizers = [AutoTokenizer.from_pretrained(tmp_path / name) for name in "ab"]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
     assert configs[0]["vocab_size"] == configs[1]["vocab_size"]
     with pytest.raises(SystemExit, match="already holds a model"):
-        run(tmp_path / "a")
+        run(tmp_path / "a", "--like", tmp_path / "a")

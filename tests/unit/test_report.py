@@ -54,7 +54,7 @@ def lines(said: Comparison, results: list[Any], failed: dict[str, str] | None = 
 def test_a_cell_is_the_mean_and_the_standard_deviation_of_the_seeds() -> None:
     table = lines(comparison(), [*THREE, ANCHOR])
     assert "| CALM | 85.0 ± 5.0 | 10.0 ± 0.0 | 1,234 | 2.5 | 20 | 56 | 789 |" in table
-    assert f"| anchor alone | {NOTHING} | 72.0 | 0 | 0.0 | 0 | 56 | 789 |" in table
+    assert f"| anchor alone | {NOTHING} | 72.0 | 0 | 0 | 0 | 56 | 789 |" in table
     assert any("mean ± standard deviation over seeds 0, 1, 2" in line for line in table)
 
 

@@ -1,10 +1,12 @@
 """Whether two rows differ by more than chance."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from calm_lightning.contracts import CalmError
-from calm_lightning.significance import paired_difference
+from calm_lightning.significance import _mean, paired_difference
 
 
 def test_a_row_does_not_differ_from_itself() -> None:
@@ -53,3 +55,13 @@ def test_rows_that_answered_other_questions_are_refused() -> None:
         paired_difference([[0.0, 1.0]], [[1.0, 1.0, 0.0]])
     with pytest.raises(CalmError, match="question by question"):
         paired_difference([], [[1.0]])
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_mean_over_drawn_seeds_varies_as_much_as_a_mean_over_seeds(seeds: int) -> None:
+    """Drawn from n seeds it would vary by (n - 1) / n of that."""
+    row = np.random.default_rng(3).normal(0.5, 0.05, size=(seeds, 1))
+    draws = itertools.product(range(seeds), repeat=seeds)
+    means = [float(_mean(row, np.array(drawn))[0]) for drawn in draws]
+    assert np.mean(means) == pytest.approx(float(row.mean()))
+    assert np.var(means) == pytest.approx(float(row.var(ddof=1)) / seeds)

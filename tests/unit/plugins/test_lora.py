@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from calm_lightning.backbone import BackboneSource
 from calm_lightning.checkpoint import load
 from calm_lightning.contracts import CalmError
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
@@ -102,3 +103,27 @@ def test_adapters_can_be_written_in_the_format_of_peft(tmp_path: Path) -> None:
 def test_either_a_rank_or_something_to_match(options: dict[str, Any]) -> None:
     with pytest.raises(CalmError, match="rank"):
         LoRA(**options)
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"rslora": True}], ids=str)
+def test_variants_of_peft_are_saved_and_opened(tmp_path: Path, options: dict[str, bool]) -> None:
+    anchor = tiny_backbone(tokenizer=tiny_tokenizer())
+    anchor.model.save_pretrained(tmp_path / "anchor")
+    anchor.require_tokenizer().save_pretrained(tmp_path / "anchor")
+    source = BackboneSource(str(tmp_path / "anchor"))
+    ids = torch.randint(2, 90, (1, 6))
+    model = LoRA(rank=2, **options).compose(source.load(), [])
+    model.eval()
+    torch.testing.assert_close(
+        model(input_ids=ids).logits, source.load().model(input_ids=ids).logits
+    )
+    for _, weight in model.trainable_parameters():
+        weight.data += 0.1
+    model.save_pretrained(tmp_path / "bridge")
+    again = load(tmp_path / "bridge")
+    again.eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    plain = LoRA(rank=2).compose(source.load(), [])
+    for _, weight in plain.trainable_parameters():
+        weight.data += 0.1
+    assert not torch.allclose(plain.eval()(input_ids=ids).logits, model(input_ids=ids).logits)

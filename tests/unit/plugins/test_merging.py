@@ -67,6 +67,18 @@ def test_it_is_a_plain_model_that_transformers_opens(family: str, tmp_path: Path
     )
 
 
+def test_models_whose_weights_are_used_in_another_way_are_refused() -> None:
+    other = model(1)
+    other.model.config.rms_norm_eps = 1e-3
+    with pytest.raises(
+        CalmError, match=r"rms_norm_eps in the config differs: .* 0\.001 in 'model-1'"
+    ):
+        Merging(Linear()).compose(model(0), [other])
+    other = model(1)
+    other.model.config.max_position_embeddings *= 2  # of rotary positions no weight depends on it
+    Merging(Linear()).compose(model(0), [other])
+
+
 def test_the_models_that_it_was_made_of_stay_what_they_are() -> None:
     models = [model(0), model(1)]
     before = [each.fingerprint(exact=True) for each in models]

@@ -551,6 +551,19 @@ def test_a_foreign_cache_is_refused() -> None:
         built(TokenRouter())(input_ids=ids, past_key_values=cache)
 
 
+def test_a_routed_prompt_cannot_be_disturbed_without_a_word() -> None:
+    model = built(PromptRouter())
+    with model.disturbed("zero"), pytest.raises(CalmError, match="answers cannot be disturbed"):
+        model.generate_text(["2"], max_new_tokens=1)
+
+
+def test_one_row_alone_is_disturbed_too() -> None:
+    model, ids = built(Ensemble()), torch.tensor([[5, 6, 7]])
+    with model.disturbed("shuffle"):
+        shuffled = model(input_ids=ids).logits
+    assert not torch.allclose(shuffled, model(input_ids=ids).logits)
+
+
 def test_an_unknown_model_cannot_be_disturbed() -> None:
     with (
         pytest.raises(CalmError, match=r"no augmenting model \[1\]"),

@@ -27,6 +27,8 @@ class LoRA(Composition):
         match: A composition whose number of trained weights is to be met.
         alpha: Scale of the adapters; null is twice the rank.
         dropout: On the adapters' input.
+        dora: Train size and direction of the weights apart (https://arxiv.org/abs/2402.09353).
+        rslora: Divide `alpha` by the root of the rank (https://arxiv.org/abs/2312.03732).
     """
 
     exempt = {  # noqa: RUF012
@@ -39,6 +41,8 @@ class LoRA(Composition):
         match: Composition | None = None,
         alpha: float | None = None,
         dropout: float = 0.0,
+        dora: bool = False,
+        rslora: bool = False,
     ) -> None:
         if (rank is None) == (match is None):
             raise CalmError("LoRA needs either a rank, or a composition to match; not both.")
@@ -48,6 +52,8 @@ class LoRA(Composition):
         self.match = match
         self.alpha = alpha
         self.dropout = dropout
+        self.dora = dora
+        self.rslora = rslora
 
     @override
     def compose(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> PlainModel:
@@ -62,11 +68,14 @@ class LoRA(Composition):
             r=rank,
             lora_alpha=2 * rank if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
+            use_dora=self.dora,
+            use_rslora=self.rslora,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
         adapted = get_peft_model(anchor.model, config)  # puts the adapters into the anchor itself
-        found = LoRA(rank, None, self.alpha, self.dropout)  # builds the same, whatever is matched
+        own = (self.alpha, self.dropout, self.dora, self.rslora)
+        found = LoRA(rank, None, *own)  # builds the same, whatever is matched
 
         def write(folder: Path) -> None:
             save(model, found, folder)

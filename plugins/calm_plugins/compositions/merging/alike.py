@@ -1,6 +1,7 @@
 """Whether two models can be merged: only what means the same in both can be added up."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +41,15 @@ def require_alike(anchor: Backbone, other: Backbone) -> None:
     for name in [*shapes[0], *shapes[1]]:
         here, there = (str(each.get(name, "no such weight")) for each in shapes)
         _require_equal(anchor, other, f"the shape of {name}", here, there)
+    ours, theirs_said = (_meaning(each) for each in (anchor, other))
+    for name in sorted({*ours, *theirs_said}):
+        _require_equal(
+            anchor,
+            other,
+            f"{name} in the config",
+            repr(ours.get(name)),
+            repr(theirs_said.get(name)),
+        )
     if anchor.tokenizer is None or other.tokenizer is None:
         return
     theirs = {token_id: token for token, token_id in other.tokenizer.get_vocab().items()}
@@ -71,6 +81,19 @@ def _heads(model: Backbone) -> str:
     of_keys = getattr(model.config, "num_key_value_heads", None)
     return f"{model.num_heads}, of keys and values {of_keys or model.num_heads}"
 
+
+def _meaning(model: Backbone) -> dict[str, Any]:
+    """What the config says about how the weights are used."""
+    said = model.config.to_dict()
+    return {k: v for k, v in said.items() if k not in _MEANINGLESS and "dropout" not in k}
+
+
+_MEANINGLESS = {
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache",
+    "initializer_range", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
+    "name_or_path", "id2label", "label2id", "num_labels", "quantization_config",
+}  # fmt: skip
+"""Entries of a config by which two models may differ and still be merged."""
 
 _TRAITS: dict[str, Callable[[Backbone], str]] = {
     "the architecture": _architecture,

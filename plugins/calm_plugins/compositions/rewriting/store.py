@@ -122,6 +122,8 @@ class Store:
             try:
                 said = json.loads(line)
                 prompt, candidates = said["prompt"], tuple(said["candidates"])
+                if not isinstance(prompt, str) or not isinstance(said["candidates"], list):
+                    raise TypeError("a text as prompt and a list of candidates are wanted")
             except (ValueError, KeyError, TypeError) as error:
                 raise CalmError(
                     f"{file}, line {number} is damaged ({error!r}). Delete that line; its "

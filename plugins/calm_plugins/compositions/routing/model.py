@@ -20,7 +20,7 @@ from typing_extensions import override
 from calm_lightning.alignment import share_token_ids
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED
-from calm_lightning.composed import JoinedModel
+from calm_lightning.composed import JoinedModel, spoilt
 from calm_lightning.contracts import CalmError, Composition
 from calm_plugins.compositions.routing.cache import RoutedCache
 from calm_plugins.compositions.routing.reading import Reading, ask, widen
@@ -209,7 +209,7 @@ class RoutedModel(JoinedModel):
                     memory = None if cache is None else cache.augmenting[index]
                     heard, _ = ask(backbone, reading, memory)
                     heard = widen(heard.to(logits.device), logits.shape[-1])
-                reading.logits.append(self._disturbed(index, heard))
+                reading.logits.append(spoilt(heard, self._disturbance.get(index)))
 
     def _rows(self, reading: Reading) -> list[list[int]]:
         """All tokens of each row so far, without padding."""
@@ -217,12 +217,6 @@ class RoutedModel(JoinedModel):
         if reading.cache is None:
             return fresh
         return reading.cache.read_on(fresh, reading.input_ids.shape[1])
-
-    def _disturbed(self, index: int, logits: Tensor) -> Tensor:
-        disturbance = self._disturbance.get(index)
-        if disturbance == "zero":
-            return torch.zeros_like(logits)
-        return logits.roll(1, dims=0) if disturbance == "shuffle" else logits
 
     def _anchors_loss(self, reading: Reading) -> Tensor:
         rows = reading.targets != IGNORED

@@ -177,7 +177,15 @@ class PromptModel(RoutedModel):
         """As everywhere; each prompt is answered by one model alone, as if the others were not.
 
         `max_new_tokens` counts in the tokens of whoever answers.
+
+        Raises:
+            CalmError: While models are disturbed: here each answers by itself, as it is.
         """
+        if self._disturbance:
+            raise CalmError(
+                "A prompt is answered by one model as it is, so its answers cannot be disturbed. "
+                "Leave model.disturb out; the rows of the models alone are the control."
+            )
         streamer = generation_kwargs.pop("streamer", None)
         chosen = self.route(prompts)
         answers: dict[int, list[str]] = {}
