@@ -21,7 +21,7 @@ from calm_lightning.discovery import CONTRACTS
 from calm_lightning.significance import paired_difference
 
 if TYPE_CHECKING:
-    from calm_lightning.comparison import Comparison, Job
+    from calm_lightning.comparison import Comparison, Job, Row
     from calm_lightning.discovery import Plugin
 
 Result = dict[str, Any]
@@ -310,9 +310,9 @@ def markdown(
         cells += [_cost(runs, name) for name in _COSTS.values()]
         wanted = len(comparison.seeds) if row.seeded else 1
         label = row.label if len(runs) == wanted else f"{row.label} ({len(runs)} of {wanted} seeds)"
-        mark = f" [{len(notes) + 1}]" if row.own_budget else ""
-        if row.own_budget:
+        if row.own_budget and row.own_budget not in notes:
             notes.append(row.own_budget)
+        mark = f" [{notes.index(row.own_budget) + 1}]" if row.own_budget else ""
         lines.append(f"| {label}{mark} | {' | '.join(cells)} |")
     lines += ["", _legend(comparison, results, seeds)]
     lines += [f"[{i + 1}] {note}" for i, note in enumerate(notes)]
@@ -460,6 +460,8 @@ def plot_bars(
     shares = [column for column in columns if column not in losses]
     columns, scale = (shares, 100) if shares else (columns, 1)  # one unit in one picture
     rows = [row for row in comparison.rows if any(r["name"] == row.name for r in results)]
+    if len(rows) > len(_COLOURS):
+        return _plot_many_bars(comparison.name, rows, results, columns, scale, file)
     figure = Figure(figsize=(max(7.0, 1.9 * len(columns)), 4.2), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / max(1, len(rows))
@@ -491,6 +493,44 @@ def plot_bars(
     figure.savefig(file, dpi=150)
 
 
+def _plot_many_bars(
+    title: str,
+    rows: Sequence["Row"],
+    results: Sequence[Result],
+    columns: Sequence[str],
+    scale: int,
+    file: Path,
+) -> None:
+    """The same for more rows than colours can tell apart: a line a row, a panel a column."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(4.0 + 1.9 * len(columns), 1.0 + 0.27 * len(rows)), layout="constrained"
+    )
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, columns, strict=True):
+        for place, row in enumerate(rows):
+            values = [
+                scale * r["metrics"][column]
+                for r in results
+                if r["name"] == row.name and r["metrics"].get(column) is not None
+            ]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                mean = statistics.fmean(values)
+                axes.barh(place, mean, 0.75, xerr=spread, capsize=2, color=_COLOURS[0])
+        axes.set_title(column.replace("_", " "), fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        if scale == 100:
+            axes.set_xlim(0, 105)
+    panels[0].set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
+    panels[0].invert_yaxis()
+    unit = "accuracy, %" if scale == 100 else "loss, nats per target token"
+    figure.supxlabel(unit, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left")
+    figure.savefig(file, dpi=150)
+
+
 def plot_curves(comparison: "Comparison", results: Sequence[Result], file: Path) -> None:
     """Training loss over steps: a line per row, the mean over seeds, and their range as a band."""
     from matplotlib.figure import Figure
@@ -506,7 +546,8 @@ def plot_curves(comparison: "Comparison", results: Sequence[Result], file: Path)
         steps = sorted(set.intersection(*(set(c) for c in curves)))
         means = [statistics.fmean(c[s] for c in curves) for s in steps]
         colour = _COLOURS[i % len(_COLOURS)]
-        axes.plot(steps, means, color=colour, label=row.label)
+        style = ("-", "--", ":", "-.")[i // len(_COLOURS) % 4]
+        axes.plot(steps, means, style, color=colour, label=row.label)
         if len(curves) > 1:
             low, high = ([f(c[s] for c in curves) for s in steps] for f in (min, max))
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -514,7 +555,10 @@ def plot_curves(comparison: "Comparison", results: Sequence[Result], file: Path)
     axes.set_ylabel("training loss, nats per target token")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    if drawn:
+    if drawn and len(comparison.rows) > len(_COLOURS):
+        figure.set_figwidth(10.0)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    elif drawn:
         axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 

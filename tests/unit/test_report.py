@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from calm_lightning import report
 from calm_lightning.comparison import Comparison, Job, Row
@@ -277,3 +278,25 @@ def test_a_broken_plugin_is_listed_with_its_reason(capsys: pytest.CaptureFixture
     assert "mine" in said
     assert "left out" in said
     assert "ImportError('no')" in said
+
+
+def test_more_rows_than_colours_are_drawn_one_below_the_other(tmp_path: Path) -> None:
+    rows = tuple(Row(f"row{n}", {}, label=f"row {n}") for n in range(12))
+    results = [result(row.name, seed) for row in rows for seed in (0, 1)]
+    many = comparison(rows=rows)
+    few = comparison(rows=rows[:3])
+    sizes = []
+    for said in (few, many):
+        report.plot_bars(said, results, ["subs", "math"], tmp_path / "bars.png")
+        report.plot_curves(said, results, tmp_path / "curves.png")
+        with Image.open(tmp_path / "bars.png") as picture:
+            sizes.append(picture.height)
+    assert sizes[1] == round(150 * (1.0 + 0.27 * 12))  # a line for each
+    assert sizes[0] == round(150 * 4.2)
+
+
+def test_a_note_that_rows_share_is_told_once() -> None:
+    rows = tuple(Row(name, {}, label=name, own_budget="longer") for name in ("calm", "anchor"))
+    table = lines(comparison(rows=rows), [*THREE, ANCHOR])
+    assert sum(line.startswith("[") for line in table) == 1
+    assert sum("[1] |" in line for line in table) == 2
