@@ -92,3 +92,36 @@ def attention_weights(
     identity = torch.eye(key.shape[-2], dtype=key.dtype, device=key.device)
     values = identity.expand(*key.shape[:2], -1, -1)
     return scaled_dot_product_attention(query, key, values, attn_mask=mask)
+
+
+def distance_slopes(num_heads: int, distances: bool) -> Float[Tensor, "heads 1 1"]:
+    """How much each head minds distance, for `distance_bias`: those of ALiBi, or zero.
+
+    `Train Short, Test Long <https://arxiv.org/abs/2108.12409>`_, section 3.
+
+    Args:
+        num_heads: Heads.
+        distances: False gives zeros: no head minds.
+    """
+    exponents = torch.arange(1, num_heads + 1) * (8 / num_heads)
+    slopes = 2.0**-exponents if distances else torch.zeros(num_heads)
+    return slopes[:, None, None]
+
+
+def distance_bias(
+    slopes: Float[Tensor, "heads 1 1"],
+    positions: Int[Tensor, "batch anchor_seq"],
+    places: Int[Tensor, "batch augmenting_seq 1"],
+    visible: Bool[Tensor, "batch anchor_seq augmenting_seq"],
+) -> Float[Tensor, "batch heads anchor_seq augmenting_seq"]:
+    """What is added to the scores of attention: less for what is far, and nothing hidden is read.
+
+    Args:
+        slopes: As `distance_slopes` gives them.
+        positions: Of the anchor's tokens.
+        places: Positions of the augmenting model's.
+        visible: As a bridge is given it.
+    """
+    distance = positions[:, :, None] - places.transpose(1, 2)
+    bias = -slopes * distance[:, None].to(slopes.dtype)
+    return bias.masked_fill(~visible[:, None], float("-inf"))

@@ -31,6 +31,7 @@ from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
 from calm_lightning.composed import Bridge, HiddenStateComposition, Memory, attention_weights
+from calm_lightning.composed.bridge import distance_bias, distance_slopes
 from calm_lightning.contracts import CalmError
 
 
@@ -116,9 +117,7 @@ class GatedBridge(Bridge):
                 nn.Linear(inner, anchor_width, bias=False),
             )
             self.feed_forward_gate = nn.Parameter(torch.zeros(1))
-        exponents = torch.arange(1, num_heads + 1) * (8 / num_heads)
-        slopes = 2.0**-exponents if distances else torch.zeros(num_heads)
-        self.register_buffer("slopes", slopes[:, None, None], persistent=False)
+        self.register_buffer("slopes", distance_slopes(num_heads, distances), persistent=False)
 
     @override
     def remember(
@@ -164,9 +163,7 @@ class GatedBridge(Bridge):
     ) -> tuple[Tensor, Tensor]:
         """The queries, and what is added to their scores: distances, and minus infinity."""
         query = self._split_heads(self.query(self.query_norm(anchor_states)))
-        distance = positions[:, :, None] - places.transpose(1, 2)
-        bias = -self.slopes * distance[:, None].to(query.dtype)
-        return query, bias.masked_fill(~visible[:, None], float("-inf"))
+        return query, distance_bias(self.slopes, positions, places, visible).to(query.dtype)
 
     def _split_heads(
         self, x: Float[Tensor, "batch seq width"]

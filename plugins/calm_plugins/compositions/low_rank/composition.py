@@ -22,7 +22,6 @@ Where this differs from the paper, beside the rank:
 
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -30,6 +29,7 @@ from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
 from calm_lightning.composed import Bridge, HiddenStateComposition, Memory, attention_weights
+from calm_lightning.composed.bridge import distance_bias, distance_slopes
 from calm_lightning.contracts import CalmError
 
 
@@ -99,9 +99,7 @@ class LowRankBridge(Bridge):
         self.value = nn.Linear(augmenting_width, rank, bias=False)
         self.out = nn.Linear(rank, anchor_width, bias=False)
         nn.init.zeros_(self.out.weight)
-        exponents = torch.arange(1, num_heads + 1) * (8 / num_heads)
-        slopes = 2.0**-exponents if distances else torch.zeros(num_heads)
-        self.register_buffer("slopes", slopes[:, None, None], persistent=False)
+        self.register_buffer("slopes", distance_slopes(num_heads, distances), persistent=False)
 
     @override
     def remember(
@@ -142,9 +140,7 @@ class LowRankBridge(Bridge):
     ) -> tuple[Tensor, Tensor]:
         """The queries, and what is added to their scores: distances, and minus infinity."""
         query = self._split_heads(self.query(anchor_states))
-        distance = positions[:, :, None] - places.transpose(1, 2)
-        bias = -self.slopes * distance[:, None].to(query.dtype)
-        return query, bias.masked_fill(~visible[:, None], float("-inf"))
+        return query, distance_bias(self.slopes, positions, places, visible).to(query.dtype)
 
     def _split_heads(
         self, x: Float[Tensor, "batch seq rank"]
