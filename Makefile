@@ -33,10 +33,10 @@ routing_suffices: $(READY) ## A setting in which routing ought to win: its table
 	$(BIN)/calm compare configs/key_value/routing_suffices.yaml
 
 rewriting_suffices: $(READY) ## One in which rewriting ought to win: trains its anchors, then compares.
-	[ -e runs/two_minds/anchor/model ] || $(BIN)/calm fit --config configs/key_value/two_minds.yaml \
-	    --run runs/two_minds/anchor
-	[ -e runs/two_minds/other/model ] || $(BIN)/calm fit --config configs/key_value/two_minds.yaml \
-	    --seed_everything 2 --run runs/two_minds/other
+	[ -e runs/aloud/anchor/model ] || $(BIN)/calm fit --config configs/key_value/aloud.yaml \
+	    --run runs/aloud/anchor
+	[ -e runs/aloud/other/model ] || $(BIN)/calm fit --config configs/key_value/aloud.yaml \
+	    --seed_everything 2 --run runs/aloud/other
 	$(BIN)/calm compare configs/key_value/rewriting_suffices.yaml
 
 TRAIN := configs/key_value/train_augmenting.sh

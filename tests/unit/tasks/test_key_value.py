@@ -352,6 +352,17 @@ def test_direct_and_worked_sets_ask_about_the_same_expressions() -> None:
         assert [e.target for e in direct] == [e.target.rpartition("=")[2] for e in worked]
 
 
+def test_worked_answers_may_be_asked_for_as_direct_ones_are() -> None:
+    alike = small(answer="worked", worked_after="=", mixture={"kv_math_worked": 1.0})
+    usual = small(answer="worked", mixture={"kv_math_worked": 1.0})
+    for one, other in zip(alike.train_examples()[:20], usual.train_examples()[:20], strict=True):
+        assert one.prompt == other.prompt[:-1] + "="
+        assert one.target == other.target
+    for name, asked in sets_of(alike).items():
+        last = ":" if name == "kv_subs" else "="
+        assert {example.prompt[-1] for example in asked.examples} == {last}
+
+
 def test_kv_subs_asks_about_the_expressions_of_unseen_kv_math() -> None:
     sets = sets_of(small())
     subs, math = sets["kv_subs"].examples, sets["kv_math_unseen_keys"].examples

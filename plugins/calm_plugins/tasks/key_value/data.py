@@ -73,6 +73,8 @@ class KeyValue(Task):
         answer: What is asked: `direct` is the number alone (`10+22=` → `32`), `worked` is the
             expression in numbers and then the number (`10+22?` → `10+22=32`), of which only what
             follows the last `=` is scored.
+        worked_after: What ends a question for a worked answer. With `=` it looks like one for the
+            number alone, so that a model may be in two minds about how it answers.
         also: Adds the same questions in the other style, as sets with its name before theirs:
             `worked_kv_math_unseen_keys`, say.
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
@@ -115,6 +117,7 @@ class KeyValue(Task):
         share_in_dc: float = 0.2,
         table_seed: int = 0,
         answer: Answer = "direct",
+        worked_after: Literal["?", "="] = "?",
         also: Answer | None = None,
         mixture: dict[str, float] | None = None,
         keys: Keys = "held_in",
@@ -129,6 +132,7 @@ class KeyValue(Task):
         super().__init__(**task_options)
         _check_operands(operators, min_operands, max_operands)
         _check_choice("answer", answer, ("direct", "worked"))
+        _check_choice("worked_after", worked_after, ("?", "="))
         _check_choice("keys", keys, get_args(Keys))
         for name, value in (
             ("strangers", strangers),
@@ -170,6 +174,7 @@ class KeyValue(Task):
         operands = range(min_operands, max_operands + 1)
         numbers = range(min_value, max_value + 1)
         self.source = _Source(self.table, numbers, operators, operands)
+        self._ask = _Asker(self.table, worked_after)
         self.mixture = self._default_mixture() if mixture is None else mixture
         self._ingredients = _parse_mixture(self.mixture, operands)
         if strangers and (kinds := [i.name for i, _ in self._ingredients if not i.may_be_strange]):
@@ -185,6 +190,7 @@ class KeyValue(Task):
             self.examples_per_epoch,
             self.seed,
             self.source,
+            self._ask,
             self._training_keys(),
             self._ingredients,
             self.bracketed_numbers,
@@ -215,14 +221,14 @@ class KeyValue(Task):
                 ("kv_math_mixed_keys", [seen, unseen]),
             )
         }
-        subs = [_ask(e, "subs", self.table) for e in kv_math["kv_math_unseen_keys"]]
+        subs = [self._ask(e, "subs") for e in kv_math["kv_math_unseen_keys"]]
         sets = [_evaluation_set("kv_subs", subs)]
         styles: list[tuple[str, Answer]] = [("", self.answer)]
         if self.also is not None:
             styles.append((f"{self.also}_", self.also))
         for prefix, style in styles:
             for name, expressions in {"num_math": num_math, **kv_math}.items():
-                examples = [_ask(e, style, self.table) for e in expressions]
+                examples = [self._ask(e, style) for e in expressions]
                 sets.append(_evaluation_set(prefix + name, examples, style))
         return sets
 
@@ -312,6 +318,7 @@ class _TrainingExamples(Sequence[Example]):
         length: int,
         seed: int,
         source: _Source,
+        ask: "_Asker",
         keys: Sequence[str],
         mixture: Sequence[tuple[_Ingredient, float]],
         bracketed_numbers: float,
@@ -320,6 +327,7 @@ class _TrainingExamples(Sequence[Example]):
     ) -> None:
         self.strangers, self._known = strangers, frozenset(source.table.keys)
         self.length, self.seed, self.source, self.keys = length, seed, source, keys
+        self.ask = ask
         self.ingredients = [ingredient for ingredient, _ in mixture]
         self.weights = [weight for _, weight in mixture]
         self.bracketed_numbers, self.junk_letters = bracketed_numbers, junk_letters
@@ -354,7 +362,7 @@ class _TrainingExamples(Sequence[Example]):
             terms = [f"<{self._letters(rng, _SHORTEST_KEY)}>" for _ in expression.numbers]
         elif not ingredient.in_keys and rng.random() < self.bracketed_numbers:
             terms = [f"<{self._junk(rng)}{number}>" for number in expression.numbers]
-        return _ask(expression, ingredient.question, self.source.table, terms)
+        return self.ask(expression, ingredient.question, terms)
 
     def _draw(self, rng: random.Random, ingredient: _Ingredient) -> Expression:
         for _ in range(_ATTEMPTS):
@@ -380,7 +388,7 @@ class _TrainingExamples(Sequence[Example]):
         plain = write(values, expression.operators)
         prompt = write([f"<{key}>" for key in keys], expression.operators)
         target = values[-1] if question == "value" else plain
-        return Example(prompt + _LAST_SYMBOL[question], target, {"operands": len(keys)})
+        return Example(prompt + self.ask.last[question], target, {"operands": len(keys)})
 
     def _stranger(self, rng: random.Random) -> str:
         while (word := self._letters(rng, _SHORTEST_KEY)) in self._known:
@@ -396,28 +404,43 @@ class _TrainingExamples(Sequence[Example]):
         return "".join(rng.choices(LETTERS, k=rng.randint(fewest, _LONGEST_JUNK)))
 
 
-def _ask(
-    expression: Expression, question: str, table: KeyTable, terms: Sequence[str] | None = None
-) -> Example:
-    """The example that asks a question about an expression, written with `terms` if given."""
-    last = _LAST_SYMBOL[question]
-    prompt = write(terms, expression.operators) if terms else expression.text
-    if question == "after_keys":
-        last += f"{expression.plain}="
-    target = {
-        "value": str(expression.numbers[-1]),
-        "direct": "",
-        "after_keys": "",
-        "worked": f"{expression.plain}=",
-    }.get(question, expression.plain)
-    meta: dict[str, Any] = {"operands": len(expression.numbers)}
-    if question in ("direct", "worked", "after_keys"):
-        target += str(expression.value)
-    if question in ("subs", "direct", "worked"):
-        meta["prompt/substituted"] = expression.plain + last
-    if expression.keys:
-        meta["unseen_keys"] = sum(key in table.unseen for key in expression.keys)
-    return Example(prompt + last, target, meta)
+class _Asker:
+    """Writes questions about expressions.
+
+    Args:
+        table: What the keys are worth.
+        worked_after: As in `KeyValue`.
+    """
+
+    def __init__(self, table: KeyTable, worked_after: str) -> None:
+        self.table = table
+        self.last = {
+            question: worked_after if symbol == "?" else symbol
+            for question, symbol in _LAST_SYMBOL.items()
+        }
+
+    def __call__(
+        self, expression: Expression, question: str, terms: Sequence[str] | None = None
+    ) -> Example:
+        """The example that asks this about an expression, written with `terms` if given."""
+        last = self.last[question]
+        prompt = write(terms, expression.operators) if terms else expression.text
+        if question == "after_keys":
+            last += f"{expression.plain}="
+        target = {
+            "value": str(expression.numbers[-1]),
+            "direct": "",
+            "after_keys": "",
+            "worked": f"{expression.plain}=",
+        }.get(question, expression.plain)
+        meta: dict[str, Any] = {"operands": len(expression.numbers)}
+        if question in ("direct", "worked", "after_keys"):
+            target += str(expression.value)
+        if question in ("subs", "direct", "worked"):
+            meta["prompt/substituted"] = expression.plain + last
+        if expression.keys:
+            meta["unseen_keys"] = sum(key in self.table.unseen for key in expression.keys)
+        return Example(prompt + last, target, meta)
 
 
 def _evaluation_set(
