@@ -34,6 +34,7 @@ def generate(
     chat: bool = False,
     anchor_only: bool = False,
     compare: bool = False,
+    draft: int | None = None,
     anchor: str | None = None,
     augmenting: list[str] | None = None,
     dtype: DType | None = None,
@@ -58,6 +59,8 @@ def generate(
         chat: Each prompt is a message of a user, written as the anchor's chat template says.
         anchor_only: The anchor's answers, without the composition.
         compare: The composed model's answers and the anchor's, side by side.
+        draft: Number of an augmenting model, counted from 0, that proposes tokens for the others to
+            check: the same answers, in fewer passes through the anchor.
         anchor: Where the anchor is now, if it moved.
         augmenting: Where the augmenting models are now, if they moved.
         dtype: Of the backbones' weights; None: as they were when the composition was saved.
@@ -68,6 +71,8 @@ def generate(
     """
     prompts = [*(prompt or []), *_lines(file)]
     interactive = not prompts and file is None and sys.stdin.isatty()
+    for question in prompts:
+        _check_text(question)
     if not prompts and not interactive:
         raise CalmError(
             'Nothing was asked. Give --prompt "TEXT", or --file with a prompt a line; on a '
@@ -83,6 +88,10 @@ def generate(
     }
     if sample:
         options["temperature"] = temperature
+    if draft is not None:
+        if chat:
+            raise CalmError("--draft proposes tokens for plain prompts: leave out --chat.")
+        options["draft"] = draft
     asker = Asker(
         open_model(model, anchor, augmenting, dtype, device), options, seed, chat, anchor_only
     )
@@ -253,6 +262,17 @@ def _check_numbers(
         raise CalmError(f"--seed must be a whole number from 0 to 2^63 - 1: got {seed}.")
 
 
+def _check_text(question: str) -> None:
+    """Refuse what a terminal that is not set to UTF-8 makes of letters."""
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise CalmError(
+            f"--prompt {question!r} is not UTF-8 text (character {error.start}). Write it into a "
+            "UTF-8 file, and give that by --file."
+        ) from None
+
+
 def _no_save(folder: Path) -> None:
     raise AssertionError(f"a model that was only opened is not saved ({folder})")
 
@@ -266,4 +286,6 @@ def _lines(file: str | None) -> Iterator[str]:
         raise CalmError(f"Cannot read the prompts in {file!r}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise CalmError(f"{file!r} is not UTF-8 text (byte {error.start}).") from None
+    except ValueError as error:  # no name of a file
+        raise CalmError(f"Cannot read the prompts in {file!r}: {error}.") from None
     yield from (line for line in text.splitlines() if line.strip())

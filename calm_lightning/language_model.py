@@ -17,6 +17,7 @@ from calm_lightning.alignment import positions_of
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, Row, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.drafting import drafted_by
 from calm_lightning.stopping import StopAtText
 
 
@@ -93,9 +94,29 @@ class TextModel(LanguageModel):
     @override
     @torch.no_grad()
     def generate_text(
-        self, prompts: Sequence[str], *, stop: Sequence[str] = (), **generation_kwargs: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        stop: Sequence[str] = (),
+        draft: int | None = None,
+        **generation_kwargs: Any,
     ) -> list[str]:
-        return self._continue(self.encode(prompts), stop, **generation_kwargs)
+        """As `LanguageModel` says it.
+
+        Args:
+            prompts: What to continue.
+            stop: Texts at which a continuation ends, itself left out.
+            draft: Number of an augmenting model that proposes tokens (see
+                `calm_lightning.drafting`); prompts are then answered one by one.
+            generation_kwargs: As `generate` takes them.
+        """
+        if draft is None:
+            return self._continue(self.encode(prompts), stop, **generation_kwargs)
+        beams = generation_kwargs.get("num_beams", 1)
+        options = drafted_by(draft, self.anchor_backbone, self.frozen_backbones[1:], beams)
+        alone = (self.encode([prompt]) for prompt in prompts)
+        answers = (self._continue(row, stop, **generation_kwargs, **options) for row in alone)
+        return [text for (text,) in answers]
 
     @torch.no_grad()
     def chat(
@@ -140,7 +161,7 @@ class TextModel(LanguageModel):
             ids: list[int] = tokenizer.apply_chat_template(
                 [dict(message) for message in messages], add_generation_prompt=True
             )["input_ids"]
-        except (TemplateError, KeyError, TypeError) as error:
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise CalmError(
                 f"The chat template of {anchor.name!r} refuses these messages: {error}"
             ) from error

@@ -193,6 +193,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
         ({"prompt": ["a"], "batch_size": 0}, "--batch-size"),
         ({"prompt": ["a"], "temperature": 0.0}, "--temperature"),
         ({"prompt": ["a"], "anchor_only": True, "compare": True}, "leave out --anchor-only"),
+        ({"prompt": ["a"], "chat": True, "draft": 0}, "leave out --chat"),
     ]:
         with pytest.raises(CalmError, match=wanted):
             generate("folder", **options)  # type: ignore[arg-type]
