@@ -353,7 +353,7 @@ def test_direct_and_worked_sets_ask_about_the_same_expressions() -> None:
 
 
 def test_worked_answers_may_be_asked_for_as_direct_ones_are() -> None:
-    alike = small(answer="worked", worked_after="=", mixture={"kv_math_worked": 1.0})
+    alike = small(answer="worked", asked_alike=True, mixture={"kv_math_worked": 1.0})
     usual = small(answer="worked", mixture={"kv_math_worked": 1.0})
     for one, other in zip(alike.train_examples()[:20], usual.train_examples()[:20], strict=True):
         assert one.prompt == other.prompt[:-1] + "="

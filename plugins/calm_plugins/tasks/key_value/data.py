@@ -73,8 +73,8 @@ class KeyValue(Task):
         answer: What is asked: `direct` is the number alone (`10+22=` → `32`), `worked` is the
             expression in numbers and then the number (`10+22?` → `10+22=32`), of which only what
             follows the last `=` is scored.
-        worked_after: What ends a question for a worked answer. With `=` it looks like one for the
-            number alone, so that a model may be in two minds about how it answers.
+        asked_alike: Whether questions for a worked answer end in `=` too, as those for the number
+            alone do, so that a model may be in two minds about how it answers.
         also: Adds the same questions in the other style, as sets with its name before theirs:
             `worked_kv_math_unseen_keys`, say.
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
@@ -117,7 +117,7 @@ class KeyValue(Task):
         share_in_dc: float = 0.2,
         table_seed: int = 0,
         answer: Answer = "direct",
-        worked_after: Literal["?", "="] = "?",
+        asked_alike: bool = False,
         also: Answer | None = None,
         mixture: dict[str, float] | None = None,
         keys: Keys = "held_in",
@@ -132,7 +132,6 @@ class KeyValue(Task):
         super().__init__(**task_options)
         _check_operands(operators, min_operands, max_operands)
         _check_choice("answer", answer, ("direct", "worked"))
-        _check_choice("worked_after", worked_after, ("?", "="))
         _check_choice("keys", keys, get_args(Keys))
         for name, value in (
             ("strangers", strangers),
@@ -174,7 +173,7 @@ class KeyValue(Task):
         operands = range(min_operands, max_operands + 1)
         numbers = range(min_value, max_value + 1)
         self.source = _Source(self.table, numbers, operators, operands)
-        self._ask = _Asker(self.table, worked_after)
+        self._ask = _Asker(self.table, asked_alike)
         self.mixture = self._default_mixture() if mixture is None else mixture
         self._ingredients = _parse_mixture(self.mixture, operands)
         if strangers and (kinds := [i.name for i, _ in self._ingredients if not i.may_be_strange]):
@@ -409,15 +408,14 @@ class _Asker:
 
     Args:
         table: What the keys are worth.
-        worked_after: As in `KeyValue`.
+        asked_alike: As in `KeyValue`.
     """
 
-    def __init__(self, table: KeyTable, worked_after: str) -> None:
+    def __init__(self, table: KeyTable, asked_alike: bool) -> None:
         self.table = table
-        self.last = {
-            question: worked_after if symbol == "?" else symbol
-            for question, symbol in _LAST_SYMBOL.items()
-        }
+        self.last = _LAST_SYMBOL
+        if asked_alike:
+            self.last = {name: last.replace("?", "=") for name, last in _LAST_SYMBOL.items()}
 
     def __call__(
         self, expression: Expression, question: str, terms: Sequence[str] | None = None
