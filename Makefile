@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help demo table1 rivals routing_suffices rewriting_suffices translation_small backbones two_tokenizers two_models \
-    keys_25k families faults test test-all clean
+    keys_25k families faults wheel test test-all clean
 
 help: ## Show this list.
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,7 +36,7 @@ rewriting_suffices: $(READY) ## One in which rewriting ought to win: trains its 
 	[ -e runs/aloud/anchor/model ] || $(BIN)/calm fit --config configs/key_value/aloud.yaml \
 	    --run runs/aloud/anchor
 	[ -e runs/aloud/other/model ] || $(BIN)/calm fit --config configs/key_value/aloud.yaml \
-	    --seed_everything 2 --run runs/aloud/other
+	    --data.seed 2 --run runs/aloud/other
 	$(BIN)/calm compare configs/key_value/rewriting_suffices.yaml
 
 TRAIN := configs/key_value/train_augmenting.sh
@@ -107,6 +107,9 @@ docs: $(READY) ## Build the documentation into build/docs; a warning is an error
 test-all: $(READY) ## The tests that take long, and those of quantised backbones, too.
 	$(BIN)/pip install --quiet --constraint constraints.txt 'torchao>=0.18' mergekit
 	$(PYTEST) -m "not gpu"
+
+wheel: $(READY) ## Build the wheel from a clean copy, and use it from an empty folder.
+	$(BIN)/pytest -q -m slow tests/end_to_end/test_wheel.py
 
 families: $(READY) ## Write docs/families.md from the families that are tested.
 	CALM_WRITE_DOCS=1 $(BIN)/pytest -q tests/conformance/test_families.py
