@@ -1,6 +1,7 @@
 """What is timed or weighed, as ratios within one run.
 
-    python -m benchmarks training|generation|memory|evaluation|scaling [--pair small] [--profile]
+    python -m benchmarks training|generation|memory|evaluation|scaling|cached_states
+                         [--pair small] [--profile]
     python benchmarks/estimate.py
 
 Every command builds its sides from the same random models, lets them do the same work in turn

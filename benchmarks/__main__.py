@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks training|generation|memory|evaluation|scaling`."""
+"""The command: `python -m benchmarks training`, or any other of `jobs.JOBS`."""
 
 import argparse
 from dataclasses import asdict

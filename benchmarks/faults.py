@@ -37,6 +37,8 @@ OPTIONS = (
 )  # fmt: skip
 SERVER = multiprocessing.get_context("forkserver")  # imports once, forks for every run
 WEIGHTS = Path("model") / "composition.safetensors"
+CACHED = ("--model.cache_states.folder={run}/states", "--model.cache_states.dtype=float16")
+SMALL = "--model.cache_states.max_gigabytes=0.0003"  # less than it would hold
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Run:
     """A run that can be stopped, and gone on with."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.options = folder, options
+        self.folder, self.options = folder, [each.format(run=folder) for each in options]
         self.log = folder.with_suffix(".log")
         self.steps = SERVER.Value(ctypes.c_int, 0, lock=False)
         self.process: Any = None
@@ -254,6 +256,15 @@ def main() -> None:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
             return bytes(data)
 
+        def caching(row: Fault, *options: str) -> None:
+            """Compared with a whole run that kept its states in the same way."""
+            run = new(*CACHED, *options)
+            run.start()
+            assert run.wait() == 0, run.log.read_text()
+            weights = (run.folder / WEIGHTS).read_bytes()
+            stopped_at_random(row, kill, few, draw, new, seconds, weights, *CACHED, *options)
+            row.said = run.said("is full") if options else ""
+
         kill, term, at = signal.SIGKILL, signal.SIGTERM, (draw, new, seconds, wanted)
         rows: list[tuple[str, Callable[[Fault], None]]] = [
             ("kill -9", lambda row: stopped_at_random(row, kill, times, *at)),
@@ -265,6 +276,8 @@ def main() -> None:
              lambda row: damaged(row, few, flip, new, stop, wanted)),
             ("disk full while saving", lambda row: disk_full(row, few, new, stop, wanted)),
             ("a data process killed", lambda row: worker_killed(row, few, draw, new, wanted)),
+            ("kill -9, states cached", caching),
+            ("kill -9, a full state cache", lambda row: caching(row, SMALL)),
         ]  # fmt: skip
         print("| fault | times | exit status | bit-equal at the end | most steps again | said |")
         print("|---|---:|---|---|---:|---|", flush=True)

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.measuring import Stamps, Work, in_turn, peak_bytes
 from benchmarks.pairs import Pair
-from benchmarks.sides import Side, build
+from benchmarks.sides import Composed, Side, build
+from calm_lightning.state_cache import StateCache
 
 PROMPT, NEW_TOKENS = 32, 64
 LENGTHS = (128, 256, 512, 1024)
@@ -156,6 +159,63 @@ def scaling(setting: Setting) -> Measured:
     return rows, notes
 
 
+def cached_states(setting: Setting) -> Measured:
+    """A training step where the frozen models' states are kept on disk: unknown, and known.
+
+    Over the number of connections, for above the first one the anchor has to run anyway.
+    """
+    rows: list[Row] = []
+    with TemporaryDirectory() as folder:
+        for connections in AXES["connections"]:
+            pair = replace(setting.pair, connections=connections)
+            work = {
+                "without a cache": trainer(Composed(pair), full_batch(pair)),
+                "first epoch": trainer_with_cache(pair, Path(folder, "first"), known=False),
+                "later epochs": trainer_with_cache(pair, Path(folder, "later"), known=True),
+            }
+            quantity = "cached states over connections"
+            rows += setting.rows(quantity, work, "first epoch", at=connections)
+    notes = [
+        f"first anchor layer connected, of {setting.pair.anchor[1]}, counted from 1: "
+        + ", ".join(
+            f"{replace(setting.pair, connections=n).wiring[0][1] + 1} with {n}"
+            for n in AXES["connections"]
+        ),
+        "first epoch: texts that were never met; what is computed is written before the step ends.",
+        "later epochs: known texts, each time with others in the batch; float32, read from files.",
+    ]
+    return rows, notes
+
+
+def trainer_with_cache(pair: Pair, folder: Path, known: bool) -> Work:
+    """One step of training, of texts that are known or of fresh ones."""
+    side = Composed(pair)
+    kept = side.composed.keep_states(StateCache(str(folder), max_gigabytes=64.0))
+    optimizer = torch.optim.AdamW(side.trained(), lr=1e-4)
+    generator = torch.Generator().manual_seed(1)
+    texts = pair.tokens(4 * pair.batch, pair.length)
+    mask = torch.ones_like(texts[: pair.batch])
+
+    def step(ids: Tensor) -> None:
+        side.loss(ids, mask, ids).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def known_step() -> None:
+        step(texts[torch.randperm(len(texts), generator=generator)[: pair.batch]])
+
+    def fresh_step() -> None:
+        shape = pair.batch, pair.length
+        step(torch.randint(2, pair.vocabulary, shape, generator=generator))
+        kept.flush()  # or somebody else would pay for it
+
+    if known:
+        for part in texts.split(pair.batch):
+            step(part)
+        kept.flush()
+    return known_step if known else fresh_step
+
+
 def changed(pair: Pair, axis: str, value: int) -> Pair:
     """The pair at another place of an axis."""
     if axis == "size":
@@ -246,4 +306,5 @@ JOBS: dict[str, Callable[[Setting], Measured]] = {
     "memory": memory,
     "evaluation": evaluation,
     "scaling": scaling,
+    "cached_states": cached_states,
 }

@@ -68,6 +68,8 @@ PAIRS = {
     # 10.5 M and 2.1 M parameters: what other implementations were first measured on
     "small": Pair((256, 8), (128, 4)),
     "larger": Pair((512, 8), (256, 4)),
+    # The augmenting model's layers hold half of what the anchor's hold
+    "half": Pair((384, 8), (384, 4)),
     # 113 M and 10.6 M parameters without the vocabulary; connected as by default
     "hundred": Pair((768, 12), (288, 8), connections=2, vocabulary=8192, batch=4),
     # Seconds: do the commands work at all?

@@ -78,6 +78,22 @@ def visible_tokens(
     return visible
 
 
+def sees_all_before(attention_mask: Int[Tensor, "batch all"] | None, past: int, new: int) -> bool:
+    """For equal tokenizers: whether being causal hides all that must be hidden.
+
+    So it is without padding, and with padding after the texts, whose own places nobody reads. Of
+    several new tokens behind a cache it is not said.
+    """
+    if past and new > 1:
+        return False
+    if attention_mask is None:
+        return True
+    mask = attention_mask.bool()
+    if past:
+        return bool(mask.all())
+    return bool((mask[:, :1].all() & (mask[:, 1:] <= mask[:, :-1]).all()).item())
+
+
 def share_token_ids(anchor: Backbone, augmenting: Backbone) -> bool:
     """Whether both models mean the same text by the same ids.
 

@@ -5,13 +5,13 @@ import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json
 from calm_lightning.quantization import Quantization, is_quantised, quantization_config
 
 DType = Literal["auto", "float32", "float16", "bfloat16", "float64"]
@@ -70,13 +71,16 @@ class BackboneSource:
         self._check_folder()
         try:
             config = AutoConfig.from_pretrained(self.path, **options)
+            layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+            if isinstance(layers, int) and layers < 1:
+                raise CalmError(f"{self.path!r} has no layers: num_hidden_layers={layers}.")
             tokenizer = self._load_tokenizer(options)
             if self.attention is not None:
                 options["attn_implementation"] = self.attention
             model = self._load_model(config, options)
         except CalmError:
             raise
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except Exception as error:  # whatever libraries meet in files that they did not expect
             raise CalmError(
                 f"The backbone {self.path!r} could not be loaded: {_first_line(error)}\n"
                 "Expected a folder with config.json, *.safetensors and a tokenizer, or the name of "
@@ -85,7 +89,7 @@ class BackboneSource:
         return Backbone(model, tokenizer, name=self.path, source=self)
 
     def _check_folder(self) -> None:
-        folder = Path(self.path).expanduser()
+        folder = Path(self.path)
         if not folder.is_dir():
             # A hub name is `model` or `owner/model`; anything else was meant as a folder.
             if folder.exists() or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
@@ -105,6 +109,8 @@ class BackboneSource:
                 f"Backbone folder {self.path!r} holds no weights (*.safetensors). Put them there, "
                 "or ask for fresh ones with `weights: random`."
             )
+        for index in folder.glob("*.index.json"):
+            _refuse_paths_out(index)
 
     def _load_tokenizer(self, options: dict[str, Any]) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(self.path, **options)
@@ -113,6 +119,8 @@ class BackboneSource:
         if self.quantization is not None:
             options["quantization_config"] = self._quantizer(config, self.quantization)
         if self.weights == "random":
+            if not 0 <= self.seed < 2**63:
+                raise CalmError(f"seed={self.seed} of {self.path!r} must be from 0 to 2^63 - 1.")
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 model = AutoModelForCausalLM.from_config(config, **options)
@@ -190,6 +198,7 @@ class Backbone:
         self.name = name or model.name_or_path or f"{type(model).__name__} in memory"
         self.source = source
         self.layers = find_layers(model)
+        self._fingerprint: str | None = None
         self.freeze()
 
     def freeze(self) -> None:
@@ -228,6 +237,26 @@ class Backbone:
         """The stack of layers without the vocabulary head."""
         return self.model.get_decoder()
 
+    @cached_property
+    def head_is_plain(self) -> bool:
+        """Whether the logits are what the vocabulary head gives, and nothing is done to them after.
+
+        Some families scale or cap them. The model is asked: it reads one token.
+        """
+        given: list[Tensor] = []
+        head = self.model.get_output_embeddings()
+        if head is None:
+            return False
+        device = self.model.get_input_embeddings().weight.device
+        hook = head.register_forward_hook(lambda module, args, output: given.append(output))
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # which keeps no versions
+                ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+                said = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return len(given) == 1 and said is given[0] and said._version == 0
+
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer.
 
@@ -259,12 +288,29 @@ class Backbone:
                 and the scales are hashed; a checkpoint has another fingerprint with every
                 quantiser and, because it is rounded before, with every dtype.
         """
+        if self._fingerprint is not None and not exact:
+            return self._fingerprint
         digest = hashlib.sha256()
         for name, weight in sorted(self.weights().items()):
             for part, tensor in _parts(name, weight):
                 digest.update(f"{part}{tuple(tensor.shape)}".encode())
                 digest.update(_bytes_of(tensor, exact))
         return digest.hexdigest()
+
+    def remember_fingerprint(self) -> None:
+        """Hash the weights now; for processes that will hold only a part of each.
+
+        With `exact` a process hashes its own parts from then on.
+        """
+        self._fingerprint = self.fingerprint()
+
+    def tokenizer_fingerprint(self) -> str | None:
+        """SHA-256 of the tokenizer, as hexadecimal digits; None without one."""
+        if self.tokenizer is None:
+            return None
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        said = backend.to_str() if backend else repr(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, {self.num_layers} layers of width {self.width})"
@@ -304,6 +350,8 @@ def _arguments_of(decoder: type[nn.Module]) -> frozenset[str]:
 
 def _parts(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors that a weight is made of; a quantised one has several."""
+    if isinstance(weight, DTensor):
+        weight = weight.to_local()  # the part of this process
     if not is_traceable_wrapper_subclass(weight):
         yield name, weight
         return
@@ -317,6 +365,24 @@ def _bytes_of(weight: Tensor, exact: bool) -> bytes:
     if weight.is_floating_point() and not exact:
         weight = weight.to(torch.bfloat16)
     return weight.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _refuse_paths_out(index: Path) -> None:
+    """Refuse a list of weight files that names others than those beside it.
+
+    Raises:
+        CalmError: With the first of them; or if it is no such list.
+    """
+    try:
+        named = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+        outside = sorted(name for name in named if Path(name).name != name)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CalmError(f"{index} does not say in which file each weight is: {error!r}") from None
+    if outside:
+        raise CalmError(
+            f"{index}: the weights should be beside it, but {outside[0]!r} leads out of the "
+            "folder. Nothing was read from there."
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json, parse_yaml
 
 CARD = "README.md"
 FACTS = "run.json"
@@ -25,6 +26,7 @@ _BEGIN = (
     "<!-- calm: written by the program as far as its next mark; what you write outside stays -->"
 )
 _END = "<!-- calm: end -->"
+_STAGES = ("test", "validation", "before")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w\-.]*/[\w\-.]+")
 
 _TEMPLATE = """\
@@ -165,11 +167,25 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     file = folder / FACTS
     try:
-        facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = _checked(parse_json(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CalmError(f"{file} is damaged ({error}). Remove it; the card goes without.") from None
+    return facts
+
+
+def _checked(facts: Any) -> Any:
+    """What a run says, if all of it is of the right kind."""
+    if not isinstance(facts, dict):
+        raise TypeError("it is no object")
+    for stage in _STAGES:
+        scores = facts.get(stage) or {}
+        numbers = scores.values() if isinstance(scores, dict) else [None]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError(f"{stage} are no scores by their names")
+    if not isinstance(facts.get("data"), dict | None):
+        raise TypeError("data is no mapping")
     return facts
 
 
@@ -186,19 +202,21 @@ def facts_of_comparison(folder: Path) -> dict[str, Any]:
     if not (run / "result.json").is_file():
         return {}
     try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        result = parse_json((run / "result.json").read_text(encoding="utf-8"))
+        config = parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))
         metrics, losses = result["metrics"], result["losses"]
-    except (OSError, ValueError, KeyError) as error:
+        test = {f"{n}/{'loss_nats' if n in losses else 'score'}": v for n, v in metrics.items()}
+        command = f"calm compare, row {result['name']}, seed {result['seed']}"
+        data = config.get("data")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise CalmError(
             f"{run} is not the folder of a finished run of `calm compare`: {error!r}"
         ) from None
-    test = {f"{n}/{'loss_nats' if n in losses else 'score'}": v for n, v in metrics.items()}
     table = run.parents[2] / "table.md"
     return {
-        "data": config.get("data"),
+        "data": data,
         "test": {name: value for name, value in test.items() if value is not None},
-        "command": f"calm compare, row {result['name']}, seed {result['seed']}",
+        "command": command,
     } | ({"comparison": _only_table(table.read_text("utf-8"))} if table.is_file() else {})
 
 
@@ -271,7 +289,7 @@ def _count(weights: Path) -> int:
 
 def _scores(facts: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
     """One row for each score, and what the columns are."""
-    stages = [stage for stage in ("test", "validation", "before") if facts.get(stage)]
+    stages = [stage for stage in _STAGES if facts.get(stage)]
     names = dict.fromkeys(n for stage in stages for n in facts[stage] if "=" not in n)
     rows = []
     for name in names:

@@ -25,9 +25,19 @@ from calm_lightning.composed.wiring import wire
 from calm_lightning.contracts import CalmError, Composition, LanguageModel
 from calm_lightning.hub import FETCH_OPTIONS, local_folder
 from calm_lightning.language_model import TextModel
+from calm_lightning.plain_data import (
+    Bomb,
+    guard_jsonargparse,
+    nothing_imported,
+    parse_json,
+    refuse_hidden_bombs,
+)
+from calm_lightning.quantization import Quantization
+from calm_lightning.sharding import class_of, whole
 
 WEIGHTS = "composition.safetensors"
 CONFIG = "config.json"
+_WEIGHTS = ("pretrained", "random")  # of a backbone
 
 BackboneLike: TypeAlias = (
     str
@@ -161,7 +171,7 @@ def save(model: TextModel, composition: Composition, folder: Path) -> None:
     anchor, *augmenting = model.frozen_backbones
     description = {
         "model_type": ComposedConfig.model_type,
-        "architectures": [type(model).__name__],
+        "architectures": [class_of(model).__name__],
         "composition": described(composition),
         "backbones": references_of(model),
         "anchor": anchor.model.config.to_dict(),
@@ -380,13 +390,17 @@ def holds_composition(folder: Path) -> bool:
 
 
 def holds_weights_of(model: LanguageModel, folder: Path) -> bool:
-    """Whether a folder holds a saved composition with exactly this model's weights."""
+    """Whether a folder holds a saved composition with exactly this model's weights.
+
+    Where those are shared out among processes, all have to ask.
+    """
     if not holds_composition(folder) or not isinstance(model, TextModel):
         return False
-    saved, own = read_weights(folder / WEIGHTS), model.own_state()
-    return saved.keys() == own.keys() and all(
-        torch.equal(saved[name], own[name].detach().cpu()) for name in own
-    )
+    with whole(model):
+        saved, own = read_weights(folder / WEIGHTS), model.own_state()
+        return saved.keys() == own.keys() and all(
+            torch.equal(saved[name], own[name].detach().cpu()) for name in own
+        )
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -401,11 +415,11 @@ def read_description(folder: Path) -> dict[str, Any]:
             "`calm fit` (runs/<name>/model)."
         )
     try:
-        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        described_as = description["composition"]
-        described_as["class_path"], described_as["init_args"], description["backbones"][0]
-        for reference in description["backbones"]:
-            [reference[key] for key in ("role", "name", "revision", "fingerprint")]
+        description = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        check_description(description["composition"], description["backbones"])
+        _require(description, anchor=dict, augmenting=list)
+        if len(description["backbones"]) != 1 + len(description["augmenting"]):
+            raise ValueError("backbones and their configs are not as many")
     except FileNotFoundError:
         raise CalmError(f"{folder} has no {CONFIG}; it is not a saved composition.") from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -414,6 +428,30 @@ def read_description(folder: Path) -> dict[str, Any]:
             "folder of a plain model?"
         ) from None
     return description
+
+
+def check_description(composition: Any, backbones: Any) -> None:
+    """Refuse what no saved composition says of itself and of its backbones.
+
+    Raises:
+        KeyError, TypeError, ValueError: With what is missing or of the wrong kind.
+    """
+    _require(composition, class_path=str, init_args=dict)
+    if not isinstance(backbones, list):
+        raise TypeError("backbones is no list of models")
+    for reference in backbones:
+        _require(reference, role=str, name=str, fingerprint=str, revision=str | None)
+        optional = {"seed": int, "dtype": str | None, "folder": str}
+        _require(reference, **{name: optional[name] for name in optional if name in reference})
+        for name, known in (("weights", _WEIGHTS), ("quantization", get_args(Quantization))):
+            if reference.get(name) not in (None, *known):
+                raise ValueError(f"{name} is {str(reference[name])[:40]!r}")
+
+
+def _require(said: Any, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(said[name], kind):
+            raise TypeError(f"{name} is {str(said[name])[:40]!r}")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -443,7 +481,8 @@ def put(weights: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None
     """Copy saved tensors over a model's own, exactly those and no others.
 
     Raises:
-        CalmError: If a name or a shape does not match.
+        CalmError: If a name, a shape or the kind of number does not match, or a value is no number;
+            nothing is copied then.
     """
     missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or surplus:
@@ -457,6 +496,15 @@ def put(weights: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None
             raise CalmError(
                 f"{origin}: {name} has shape {tuple(weights[name].shape)}, the model expects "
                 f"{tuple(tensor.shape)}."
+            )
+        if tensor.is_floating_point() != weights[name].is_floating_point():
+            raise CalmError(
+                f"{origin}: {name} holds {weights[name].dtype}, the model expects {tensor.dtype}."
+            )
+        if tensor.is_floating_point() and not torch.isfinite(weights[name].float()).all():
+            raise CalmError(
+                f"{origin}: {name} holds values that are not finite (nan or inf), with which the "
+                "model would answer nothing. Take another copy, or an earlier checkpoint."
             )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -501,16 +549,21 @@ def _build(kind: type[Composition], settings: dict[str, Any], file: Path) -> Com
     """A composition from settings read from JSON, which knows lists where Python has tuples."""
     from jsonargparse import ArgumentError, ArgumentParser
 
+    guard_jsonargparse()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "composition", fail_untyped=False)
     try:
-        parsed = parser.parse_object({"composition": settings})
-    except ArgumentError as error:
+        refuse_hidden_bombs(settings)
+        with nothing_imported():
+            parsed = parser.parse_object({"composition": settings})
+        return kind(**parsed.as_dict()["composition"])
+    except CalmError:
+        raise
+    except (ArgumentError, Bomb, TypeError, ValueError) as error:
         raise CalmError(
             f"{file}: these settings do not fit the installed {kind.__name__}; was it saved by "
             f"another version? {error}"
         ) from None
-    return kind(**parsed.as_dict()["composition"])
 
 
 def _locate(reference: dict[str, Any], folder: Path) -> BackboneSource:

@@ -11,19 +11,26 @@ import io
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
 from typing_extensions import override
 
+from calm_lightning.checkpoint import check_description
 from calm_lightning.contracts import CalmError
 
 LAST = "last.ckpt"
 _SEAL = b"sha256:"
 _SEAL_LENGTH = len(_SEAL) + 64
 _COMMENT_LENGTH = 2  # bytes of the field that ends an archive without a comment
+_LIGHTNINGS = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict}
+_LOOPS = {"fit_loop", "validate_loop", "test_loop", "predict_loop"}
+"""What Lightning looks for when it goes on with a checkpoint."""
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
@@ -49,9 +56,21 @@ class SealedCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        if Path(path).is_file() and seal_is_broken(Path(path)):
-            raise CalmError(_damaged(Path(path), "its bytes do not match its own SHA-256"))
-        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        file = Path(path)
+        if not file.is_file():  # a folder, or a place that is not on this disk
+            safely = weights_only is not False  # Lightning takes None for False where it downloads
+            loaded: dict[str, Any] = super().load_checkpoint(path, map_location, safely)
+            return loaded
+        loaded = read_checkpoint(file)
+        for name, kind in _LIGHTNINGS.items():
+            if not isinstance(loaded.get(name), kind):
+                raise CalmError(_damaged(file, f"{name} is {str(loaded.get(name))[:40]!r}"))
+        if lacking := sorted(_LOOPS - loaded["loops"].keys()):
+            raise CalmError(_damaged(file, f"loops have no {lacking[0]}"))
+        try:
+            Version(loaded["pytorch-lightning_version"])
+        except InvalidVersion as error:
+            raise CalmError(_damaged(file, str(error))) from None
         return loaded
 
 
@@ -92,11 +111,27 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise CalmError(_damaged(file, "its bytes do not match its own SHA-256"))
     try:
         checkpoint: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        checkpoint["state_dict"]
+        _check(checkpoint)
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise
         reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0]
         raise CalmError(_damaged(file, reason)) from None
     return checkpoint
+
+
+def _check(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse what none of our checkpoints holds, by a fault of any kind."""
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, dict):
+        raise TypeError(f"state_dict is {str(weights)[:40]!r}")
+    for name, tensor in weights.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise TypeError(f"state_dict holds {str(name)[:40]!r} with no tensor")
+    if not isinstance(checkpoint.get("settings", {}), dict):
+        raise TypeError("settings is no mapping")
+    if checkpoint.get("hyper_parameters"):
+        raise ValueError("it holds hyper_parameters, which the config alone should say")
+    if "composition" in checkpoint:
+        check_description(checkpoint["composition"], checkpoint["backbones"])
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:

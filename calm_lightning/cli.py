@@ -131,7 +131,8 @@ def _record_test(cli: CalmCLI, run: Path, arguments: Sequence[str]) -> None:
     from calm_lightning.checkpoint import holds_weights_of
 
     folder = run / "model"
-    if not cli.trainer.is_global_zero or not holds_weights_of(cli.model.language_model, folder):
+    same = holds_weights_of(cli.model.language_model, folder)
+    if not (same and cli.trainer.is_global_zero):
         return
     scores = {
         name.removeprefix("test/"): float(value)

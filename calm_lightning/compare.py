@@ -28,6 +28,7 @@ import yaml
 from calm_lightning.comparison import Job, read_comparison
 from calm_lightning.contracts import CalmError, EvaluationSet
 from calm_lightning.machine import peak_memory
+from calm_lightning.plain_data import parse_json
 
 
 def compare(
@@ -81,6 +82,7 @@ def compare(
     count = min(count, max(1, len(pending)))
     failed: dict[str, str] = {}
     waiting, running = list(pending), dict[Job, BaseProcess]()
+    free = list(range(count))  # numbers of the workers that have nothing to do
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     _raise_on_signals()
@@ -93,13 +95,17 @@ def compare(
                         job, folder, comparison.threads, dict(comparison.samples),
                         (*comparison.columns, *comparison.retention),
                     )  # fmt: skip
-                    running[job] = context.Process(target=_run_alone, args=arguments)
+                    worker = free.pop(0)
+                    running[job] = context.Process(
+                        target=_run_alone, args=(worker, *arguments), name=str(worker)
+                    )
                     running[job].start()
                 progress.update()
                 time.sleep(0.25)
                 for job in [job for job, process in running.items() if not process.is_alive()]:
-                    code = running.pop(job).exitcode
-                    if code != 0:
+                    ended = running.pop(job)
+                    free.append(int(ended.name))
+                    if (code := ended.exitcode) != 0:
                         failed[f"{job.row.name}, seed {job.seed}"] = _reason(job, folder, code)
             progress.update()
         except BaseException:
@@ -143,10 +149,25 @@ def _workers_of_this_machine(threads: int) -> int:
     return torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // threads)
 
 
+def _see_one_gpu(worker: int) -> None:
+    """Where there are several GPUs, leave this process one of them, another for each worker."""
+    import torch
+
+    if (gpus := torch.cuda.device_count()) > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[worker % gpus]
+
+
 def _run_alone(
-    job: Job, out: Path, threads: int, samples: Mapping[str, int], sets: Sequence[str]
+    worker: int,
+    job: Job,
+    out: Path,
+    threads: int,
+    samples: Mapping[str, int],
+    sets: Sequence[str],
 ) -> None:
     """One run in this process, which is its own; what goes wrong is left in `error.txt`."""
+    _see_one_gpu(worker)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     error_file = job.folder(out) / "error.txt"
@@ -186,7 +207,7 @@ def finished(job: Job, out: Path) -> dict[str, Any] | None:
     """The job's result, if it is there and was made from the same config and backbones."""
     file = job.folder(out) / "result.json"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return result if isinstance(result, dict) and result.get("key") == job.key() else None

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_yaml, refuse_hidden_bombs
 
 Budget = Literal["steps", "flops"]
 BUDGET = (
@@ -33,6 +34,7 @@ _KINDS: dict[str, type] = {
     "base": dict, "paper": dict, "samples": dict, "columns": list, "only": list, "retention": list,
     "threads": int, "workers": int,
 }  # fmt: skip
+_MOST = 1024  # threads, and runs at a time
 _A = {dict: "a mapping", list: "a list", int: "a whole number"}
 _ROW_FIELDS = {"name", "label", "train", "config", "own_budget", "weights_of"}
 
@@ -252,8 +254,8 @@ def read_comparison(file: Path) -> Comparison:
     seeds = said.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise CalmError(f"{file}: seeds must be a list of whole numbers, not {seeds!r}.")
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise CalmError(f"{file}: seeds must differ, and none be negative: got {seeds}.")
+    if len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
+        raise CalmError(f"{file}: seeds must differ, and be from 0 to 2^32 - 1: got {seeds}.")
     return Comparison(
         name=str(said.get("name") or file.stem),
         rows=tuple(rows),
@@ -311,15 +313,21 @@ def _check_entries(said: Mapping[str, Any], file: Path) -> None:
             raise CalmError(f"{file}: `samples` of {name!r} must be a whole number, not {count!r}.")
     for name in ("threads", "workers"):
         value = said.get(name)
-        if isinstance(value, bool) or (value is not None and value < 0):
-            raise CalmError(f"{file}: `{name}` must be a whole number of 0 or more, not {value!r}.")
+        if isinstance(value, bool) or (value is not None and not 0 <= value <= _MOST):
+            limit = f" and at most {_MOST}" if value > _MOST else ""
+            raise CalmError(
+                f"{file}: `{name}` must be a whole number of 0 or more{limit}, not {value!r}."
+            )
     own = said.get("name")
     if own is not None and not (isinstance(own, str) and _is_folder_name(own)):
         raise CalmError(f"{file}: name={own!r} cannot be the name of a folder.")
     try:
         json.dumps(said, sort_keys=True, default=str)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CalmError(f"{file}: its entries have no form as JSON ({error}).") from None
+        raise CalmError(
+            f"{file}: its entries have no form as JSON ({error}). Names of entries are texts: put "
+            "a number among them in quotes."
+        ) from None
 
 
 def _is_folder_name(name: str) -> bool:
@@ -375,7 +383,9 @@ def _read_extended(file: Path, seen: tuple[Path, ...] = ()) -> Any:
 
 def _read_yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        said = parse_yaml(file.read_text(encoding="utf-8"))
+        refuse_hidden_bombs(said)
+        return said
     except FileNotFoundError:
         raise CalmError(f"There is no file {str(file)!r}. Expected a comparison in YAML.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -459,6 +469,6 @@ def _merge_arguments(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
 
 
 def _only(said: Mapping[str, Any], known: set[str], where: str) -> None:
-    strange = sorted(set(said) - known)
+    strange = sorted(set(said) - known, key=str)
     if strange:
         raise CalmError(f"{where}: unknown entries {strange}; known are {sorted(known)}.")

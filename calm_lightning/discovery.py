@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TypeVar
 
@@ -68,21 +68,27 @@ def load_plugins() -> tuple[Plugin, ...]:
     Raises:
         CalmError: If two plug-ins claim one name.
     """
-    loaded: dict[str, Plugin] = {}
+    points: dict[str, tuple[EntryPoint, str]] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
         owner = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
-        if point.name in loaded:
-            other = loaded[point.name]
-            if (other.target, other.distribution) == (point.value, owner):
+        if point.name in points:
+            other, its_owner = points[point.name]
+            if (other.value, its_owner) == (point.value, owner):
                 continue  # one distribution seen twice on the path
             raise CalmError(
-                f"Two plug-ins are called {point.name!r}: {other.target} (from "
-                f"{other.distribution}) and {point.value} (from {owner}). Uninstall one, or "
-                f"rename it where it is declared, under {GROUP!r}."
+                f"Two plug-ins are called {point.name!r}: {other.value} (from {its_owner}) and "
+                f"{point.value} (from {owner}). Uninstall one, or rename it where it is declared, "
+                f"under {GROUP!r}."
             )
+        points[point.name] = point, owner
+    loaded: dict[str, Plugin] = {}
+    for point, owner in points.values():  # nothing is imported before all of them are known
         try:
-            loaded[point.name] = Plugin(point.name, point.load(), point.value, owner)
-        except Exception as error:
+            module = point.load()
+            if not isinstance(module, ModuleType):
+                raise TypeError(f"it names {_kind(module)}, and a plug-in is a module")
+            loaded[point.name] = Plugin(point.name, module, point.value, owner)
+        except (Exception, SystemExit) as error:
             loaded[point.name] = Plugin(point.name, None, point.value, owner, repr(error))
             warnings.warn(
                 f"Left out plug-in {point.name!r} ({point.value}, from {owner}): {error!r}",
@@ -136,6 +142,10 @@ def _subclasses(contract: type[Contract]) -> list[type[Contract]]:
             if not inspect.isabstract(child) and "<locals>" not in child.__qualname__:
                 found[child] = None
     return list(found)
+
+
+def _kind(thing: object) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 
 def _path(cls: type) -> str:

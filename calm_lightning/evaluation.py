@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -58,8 +59,8 @@ def evaluate(
         raise CalmError("No task was named. Give --tasks NAME,NAME.")
     if batch_size < 1:
         raise CalmError(f"--batch-size must be at least 1: got {batch_size}.")
-    if limit is not None and limit <= 0:
-        raise CalmError(f"--limit must be above 0: got {limit}.")
+    if limit is not None and not 0 < limit < math.inf:
+        raise CalmError(f"--limit must be a number above 0: got {limit}.")
     if include_path is not None and not Path(include_path).is_dir():
         raise CalmError(f"--include-path {str(include_path)!r} is not a folder.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from calm_lightning.contracts import CalmError, Task
 from calm_lightning.discovery import load_plugins
+from calm_lightning.plain_data import guard_jsonargparse, parse_yaml, refuse_hidden_bombs
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 _HEAD = 32  # width of an attention head
@@ -63,10 +64,12 @@ def texts_of(config: Path) -> Iterator[str]:
         CalmError: If the file or its `data` cannot be read.
     """
     try:
-        data = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+        data = parse_yaml(config.read_text(encoding="utf-8"))["data"]
+        refuse_hidden_bombs(data)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise CalmError(f"{config}: no `data` can be read from it ({error!r}).") from None
     load_plugins()  # so that the data can be named by its class alone
+    guard_jsonargparse()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Task, "data")
     try:

@@ -20,6 +20,8 @@ from calm_lightning.language_model import PlainModel, TextModel
 
 Message = Mapping[str, str]
 
+_MOST_BEAMS = 1000
+
 
 def generate(
     model: str,
@@ -253,6 +255,8 @@ def _check_numbers(
     ):
         if value < 1:
             raise CalmError(f"--{name} must be at least 1: got {value}.")
+    if num_beams > _MOST_BEAMS:
+        raise CalmError(f"--num-beams must be at most {_MOST_BEAMS}: got {num_beams}.")
     if not 1e-3 <= temperature < math.inf:
         raise CalmError(
             f"--temperature must be above 0 (at least 0.001, and a number): got {temperature}. "

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jinja2 import TemplateError
@@ -18,6 +18,7 @@ from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, Row, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
 from calm_lightning.drafting import drafted_by
+from calm_lightning.shared_prompts import read_once
 from calm_lightning.stopping import StopAtText
 
 
@@ -26,6 +27,10 @@ class TextModel(LanguageModel):
 
     Subclasses provide `anchor_backbone`, `forward` and `generate`.
     """
+
+    reads_prompts_ahead: ClassVar[bool] = False
+    """Whether `generate` goes on from a cache that `forward` has filled, so that a prompt of which
+    several samples are wanted is read once."""
 
     @property
     @abstractmethod
@@ -186,6 +191,8 @@ class TextModel(LanguageModel):
             ends = StopAtText(tokenizer, stop, batch["input_ids"].shape[1])
             options["stopping_criteria"] = StoppingCriteriaList([ends])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        if self.reads_prompts_ahead:
+            options |= read_once(self, self.anchor_backbone.model.forward, batch, options)
         sequences = self.generate(**batch, **options)
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
@@ -212,6 +219,8 @@ class PlainModel(nn.Module, TextModel):
         without_adapter: Context in which `backbone.model` answers as the untouched anchor; None if
             it cannot (because the model itself is trained).
     """
+
+    reads_prompts_ahead = True
 
     def __init__(
         self,

@@ -27,7 +27,10 @@ from calm_lightning.checkpoint import (
     start_from,
 )
 from calm_lightning.collate import IGNORED, Batch, Collator
+from calm_lightning.composed import ComposedModel
+from calm_lightning.composed.kept import Kept
 from calm_lightning.contracts import (
+    STAND_IN,
     CalmError,
     Composition,
     EvaluationSet,
@@ -36,6 +39,8 @@ from calm_lightning.contracts import (
     Scorer,
 )
 from calm_lightning.language_model import TextModel
+from calm_lightning.sharding import keep_in_step, shard, whole_tensor
+from calm_lightning.state_cache import StateCache
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -92,6 +97,10 @@ class CalmModule(L.LightningModule):
             (`Example.meta["prompt/<name>"]`); sets without it are not evaluated.
         start_from: Folder of a saved composition to begin with. If it joins fewer models than this
             run, only the bridges of the further augmenting models are trained.
+        recompute: Keep few activations of the anchor in training and compute them again for the
+            gradient: much less memory, for another pass through its upper layers.
+        cache_states: Keep what the frozen models make of each training text on disk, and do not run
+            them where it is known: in the second epoch, or in another run. Null: compute it always.
         disturb: A control of evaluations, for compositions that read augmenting models (`zero`:
             states of zeros; `shuffle`: each question reads the states of another): what of the
             score is owed to them? Training is not disturbed.
@@ -112,6 +121,8 @@ class CalmModule(L.LightningModule):
         ask_with: str | None = None,
         start_from: str | None = None,
         disturb: Literal["zero", "shuffle"] | None = None,
+        recompute: bool = False,
+        cache_states: StateCache | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -128,11 +139,14 @@ class CalmModule(L.LightningModule):
         self.ask_with = ask_with
         self.start_from = start_from
         self.disturb = disturb
+        self.recompute = recompute
+        self.cache_states = cache_states
         self.steps = math.inf  # of the run, once it is known
         self.seed = torch.initial_seed()  # of all that is drawn: `seed_everything`, where it is set
         self.strict_loading = False  # checkpoints hold the trained part; checked in load_state_dict
         self.model: LanguageModel | None = None
         self._references: list[dict[str, Any]] | None = None
+        self._kept: Kept | None = None
         self.scorers = nn.ModuleDict()
         self.losses = nn.ModuleDict()
         self.evaluation_sets: list[EvaluationSet] = []
@@ -150,10 +164,32 @@ class CalmModule(L.LightningModule):
             anchor = self.anchor_source.load()
             augmenting = [source.load() for source in self.augmenting_sources]
             self.model = self.composition.compose(anchor, augmenting)
+            if self.cache_states is not None and not isinstance(self.model, ComposedModel):
+                raise CalmError(
+                    f"cache_states: {self.composition!r} reads no states of augmenting models that "
+                    "could be kept. Leave model.cache_states out."
+                )
+            if self.recompute:
+                if not isinstance(self.model, ComposedModel):
+                    raise CalmError(
+                        f"recompute: {self.composition!r} does not train through frozen layers of "
+                        "ours. Leave model.recompute out."
+                    )
+                self.model.recompute = True
             if self.start_from is not None:
                 if not isinstance(self.model, TextModel):
                     raise CalmError(f"start_from: a {type(self.model).__name__} cannot be loaded.")
                 start_from(self.model, Path(self.start_from))
+            if self._trainer and self.trainer.world_size > 1:
+                keep_in_step(self.model)
+            if self.device_mesh is not None:  # of ModelParallelStrategy
+                if self.cache_states is not None:
+                    raise CalmError(
+                        "cache_states: processes that share out weights run the same modules at "
+                        "the same time, and each would find other states in the cache. Leave "
+                        "model.cache_states out, or take trainer.strategy=ddp."
+                    )
+                shard(self.model, self.device_mesh)
         task = getattr(self._trainer, "datamodule", None) if self._trainer else None
         if task is None:
             return
@@ -208,6 +244,18 @@ class CalmModule(L.LightningModule):
         # Lightning leaves every module in the mode it is in, and loaded models are in eval mode.
         # What is frozen stays there (`train` of our models sees to it); what learns must not.
         self.train()
+        if self.cache_states is not None:
+            # Not before: the arithmetic of a run is counted (`CountWork`) as if nothing were known.
+            precision = f"{self.trainer.precision}, {torch.get_float32_matmul_precision()}"
+            assert isinstance(self.model, ComposedModel), "configure_model refuses others"
+            self._kept = self.model.keep_states(self.cache_states, precision)
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        if self._kept is not None:
+            self._kept.flush()
+            self.trainer.strategy.barrier()
+            self._kept.refresh()  # what the other processes computed
 
     @override
     def transfer_batch_to_device(
@@ -219,24 +267,40 @@ class CalmModule(L.LightningModule):
         return batch  # examples are text
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss: Tensor = self.language_model(**batch.inputs).loss
-        if not torch.isfinite(loss):
-            raise CalmError(self._stopped(f"the loss is {loss.item()}. {_UNCHANGED}"))
-        self.log("train/loss_nats", loss, prog_bar=True, batch_size=len(batch))
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        here: Tensor = self.language_model(**batch.inputs).loss
+        loss, mean = self._of_all_processes(here, batch)
+        if not torch.isfinite(mean):
+            raise CalmError(self._stopped(f"the loss is {mean.item()}. {_UNCHANGED}"))
+        self.log("train/loss_nats", mean, prog_bar=True, batch_size=len(batch))
         if not loss.requires_grad:
             # Nothing that is trained had a part in it: of a text that another tokenizer reads,
             # nothing may be visible before the last target.
             for _, weight in self.language_model.trainable_parameters():
                 loss = loss + 0.0 * weight.sum()
-        return loss
+        return {"loss": loss, "nats": here.detach()}
+
+    def _of_all_processes(self, loss: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A process's share of the loss over the tokens of all, and that loss.
+
+        Processes average their gradients, whatever their rows hold. So that the step is the one
+        that a single process would make with all rows, each counts by the tokens that it learns.
+        """
+        processes = self.trainer.world_size
+        if processes == 1:
+            return loss, loss.detach()
+        tokens = (batch.inputs["labels"][:, 1:] != IGNORED).sum().double()
+        sums = torch.stack([loss.detach().double() * tokens, tokens])
+        nats, all_tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return loss * (processes * tokens / all_tokens).to(loss.dtype), nats / all_tokens
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # in 16-mixed the scaler skips such steps by itself
         gradients = [p.grad for _, p in self.language_model.trainable_parameters()]
-        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        total = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        norm = whole_tensor(total)
         if not torch.isfinite(norm):  # before the step, so that no weight is spoilt
             raise CalmError(self._stopped(f"the gradient's norm is {norm:g}. {_UNCHANGED}"))
         self.log("train/gradient_norm", norm)
@@ -251,11 +315,14 @@ class CalmModule(L.LightningModule):
     @override
     def on_train_end(self) -> None:
         self._refuse_spoilt()
+        if self._kept is not None:
+            cast(ComposedModel, self.model).forget_states()
+            self._kept = None
 
     def _refuse_spoilt(self) -> None:
         """Stop before weights that are no numbers are written in place of good ones."""
         for name, weight in self.language_model.trainable_parameters():
-            if not torch.isfinite(weight).all():
+            if not whole_tensor(torch.isfinite(weight).all()):
                 raise CalmError(self._stopped(f"the weights of {name} are not finite any more."))
 
     def _stopped(self, why: str) -> str:
@@ -289,9 +356,10 @@ class CalmModule(L.LightningModule):
     def predict_step(
         self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0
     ) -> list[str]:
-        if not self._can_ask(batch):
+        kind = self.evaluation_sets[dataloader_idx]
+        if not self._can_ask(kind.examples):
             return []
-        return self.answer(batch, self.evaluation_sets[dataloader_idx])
+        return self.answer(_questions(batch), kind)
 
     def answer(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
         """What the model says to each example; nothing to one that does not fit its context."""
@@ -302,6 +370,7 @@ class CalmModule(L.LightningModule):
     ) -> list[str]:
         answers = [""] * len(examples)
         if not asked:
+            self._keep_others_company(max_new_tokens=1)
             return answers
         started = time.perf_counter()
         with self._drawing(kind), self._disturbed():
@@ -347,20 +416,23 @@ class CalmModule(L.LightningModule):
         prompts, targets = [self.prompt_of(e) for e in examples], [e.target for e in examples]
         return _numbers(model.fits(prompts, targets, ends=[e.ends for e in examples]))
 
-    def _evaluate(self, examples: Sequence[Example], kind: EvaluationSet) -> None:
-        if not self._can_ask(examples):
+    def _evaluate(self, batch: Sequence[Example], kind: EvaluationSet) -> None:
+        if not self._can_ask(kind.examples):
             return
+        examples = _questions(batch)
         losses = cast(TextLoss, self.losses[_key(kind.name)])
         fitting = self._with_targets(examples)
         if (scorer := self.scorer(kind.name)) is not None:
             asked = self._with_room(examples, kind)
             fitting = sorted({*fitting} & {*asked})
             answers = self._answer(examples, kind, asked)
-            scorer.update(answers, examples)
-            if (each := scorer.each(answers, examples)) is not None:
+            if examples:
+                scorer.update(answers, examples)
+            if examples and (each := scorer.each(answers, examples)) is not None:
                 self.outcomes.setdefault(kind.name, []).extend(each)
         too_long = len(examples) - len(fitting)
         if not fitting:
+            self._keep_others_company()
             losses.update(torch.zeros((), device=self.device), 0, 0, too_long)
             return
         examples = [examples[i] for i in fitting]
@@ -374,6 +446,22 @@ class CalmModule(L.LightningModule):
         with self._disturbed():
             loss = self.language_model(**inputs).loss
         losses.update(loss, tokens, sum(len(e.target) for e in examples), too_long)
+
+    def _keep_others_company(self, **generation: Any) -> None:
+        """Compute something, for other processes that cannot go on by themselves.
+
+        Where weights are shared out, a process with nothing to ask has to run what the others run:
+        to generate, if it is said how, or to read.
+        """
+        if self.device_mesh is None:
+            return
+        model = cast(TextModel, self.language_model)
+        ids = torch.full((1, 2), model.pad_id, device=self.device)
+        if generation:
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            model.generate(**inputs, do_sample=False, pad_token_id=model.pad_id, **generation)
+        else:
+            model(input_ids=ids, labels=ids)
 
     def _disturbed(self) -> AbstractContextManager[Any]:
         if self.disturb is None:
@@ -419,15 +507,32 @@ class CalmModule(L.LightningModule):
     def _report(self, stage: str) -> None:
         for name in (each.name for each in self.evaluation_sets):
             scores: dict[str, Tensor] = {}
-            metrics = [self.scorer(name), self.losses[_key(name)]]
-            for metric in cast(list[Metric | None], metrics):
-                if metric is None or metric.update_count == 0:
+            losses = cast(TextLoss, self.losses[_key(name)])
+            if losses.update_count == 0:  # nor in any other process
+                continue
+            self._gather_outcomes(name)
+            for metric in cast(list[Metric | None], [self.scorer(name), losses]):
+                if metric is None:
                     continue
                 scores |= metric.compute()
                 with torch.inference_mode(False):  # or a fit could not change the fresh state
                     metric.reset()
             self._refuse_if_nothing_fits(name, scores)
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
+
+    def _gather_outcomes(self, name: str) -> None:
+        """The scores of all processes' answers, in the order of the set's examples."""
+        if self.trainer.world_size == 1:
+            return
+        own = torch.tensor(self.outcomes.get(name, []), dtype=torch.float64, device=self.device)
+        count = torch.tensor(len(own), device=self.device)
+        counts = cast(Tensor, self.all_gather(count)).tolist()
+        if any(counts):
+            padded = own.new_zeros(max(counts))
+            padded[: len(own)] = own
+            shares = cast(Tensor, self.all_gather(padded)).tolist()
+            places = ((row, rank) for row in range(max(counts)) for rank in range(len(counts)))
+            self.outcomes[name] = [shares[rank][row] for row, rank in places if row < counts[rank]]
 
     def _refuse_if_nothing_fits(self, name: str, scores: Mapping[str, Tensor]) -> None:
         if "too_long" in scores and torch.isnan(scores["loss_nats"]):
@@ -454,11 +559,18 @@ class CalmModule(L.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What is trained; a strategy that gathers it from processes must not gather the rest."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        state = super().state_dict(*args, **kwargs)
+        return {name: state[name] for name in state if name in trained}
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_spoilt()
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+        if self._kept is not None:
+            # A run that goes on from here has to find what the run never stopped would find.
+            self._kept.flush()
         if self._references is None:  # hashing the weights takes its time; they do not move
             self._references = references_of(self.language_model)
         checkpoint["backbones"] = self._references
@@ -518,6 +630,11 @@ def check_names(names: Sequence[str]) -> None:
 def _key(name: str) -> str:
     """An evaluation set's name as torch takes it for a module: any name, no dot."""
     return f"set {name.replace('.', ' ')}"
+
+
+def _questions(batch: Sequence[Example]) -> list[Example]:
+    """What of a batch is really asked."""
+    return [example for example in batch if example is not STAND_IN]
 
 
 def _numbers(flags: Sequence[bool]) -> list[int]:

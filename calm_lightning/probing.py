@@ -158,9 +158,14 @@ class _Watch:
     def __call__(self, bridge: nn.Module, given: tuple[Any, ...], added: Tensor) -> None:
         assert isinstance(bridge, Bridge), "only bridges are watched"
         shares = added[0].float().norm(dim=-1) / given[0][0].float().norm(dim=-1)
-        weights = bridge.attention(*given)
+        states, memory, visible, positions = given
+        if visible is None:  # see `Bridge.takes_causal`
+            rows, columns = states.shape[1], memory[0].shape[-2]
+            everything = torch.ones(rows, columns, dtype=torch.bool, device=states.device)
+            visible = everything.tril(columns - rows).expand(len(states), -1, -1)
+        weights = bridge.attention(states, memory, visible, positions)
         told = None if weights is None else weights[0].float().cpu()
-        self.seen[self.number] = _Seen(shares.cpu(), told, given[2][0].cpu())
+        self.seen[self.number] = _Seen(shares.cpu(), told, visible[0].cpu())
 
 
 @dataclass(frozen=True)

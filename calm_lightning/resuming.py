@@ -13,7 +13,8 @@ _TRAINER = (
 )  # fmt: skip
 # Decide only how fast it goes and what is evaluated.
 _FREE = {
-    "model.ask_with", "model.disturb", "data.init_args.num_workers",
+    "model.ask_with", "model.disturb", "model.cache_states.folder",
+    "model.cache_states.max_gigabytes", "data.init_args.num_workers",
     "data.init_args.evaluation_batch_size", "data.init_args.validation_examples",
 }  # fmt: skip
 # Of a backbone: which one it is. That is checked by the hash of its weights, wherever they are.

@@ -1,17 +1,20 @@
 """One run from a config: LightningCLI over `CalmModule` and any installed task."""
 
 import logging
+import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import lightning as L
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
@@ -23,6 +26,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 from typing_extensions import override
 
 from calm_lightning.callbacks import (
@@ -35,6 +39,7 @@ from calm_lightning.callbacks import (
     ShowAnswers,
     WriteAnswers,
 )
+from calm_lightning.callbacks.save_checkpoints import processes_of
 from calm_lightning.checkpoint_io import (
     LAST,
     SealedCheckpointIO,
@@ -45,6 +50,7 @@ from calm_lightning.checkpoint_io import (
 from calm_lightning.contracts import CalmError, Composition, Scorer, Task
 from calm_lightning.discovery import implementations, load_plugins
 from calm_lightning.module import CalmModule
+from calm_lightning.plain_data import Bomb, guard_jsonargparse, parse_yaml, refuse_hidden_bombs
 from calm_lightning.resuming import refuse_other_settings, settings_of
 
 RUN_HELP = (
@@ -60,12 +66,32 @@ RESUME_HELP = (
 )
 
 
+MOST_THREADS = 1024
+"""Of a processor; a larger number is a slip, and some thread libraries end the process at it."""
+
+
 class CalmParser(LightningArgumentParser):
-    """A parser whose errors name the plug-in that was probably meant."""
+    """A parser whose errors name the file, and the plug-in that was probably meant."""
+
+    @override
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        if Path(path).is_file():  # what is no file (a pipe) can be read only once
+            _check_config(Path(path))
+        return super().parse_path(path, *args, **kwargs)
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise CalmError(_plain(message) + _hint(message)) from ex
+
+
+class TrainingBegun(L.Callback):
+    """Tells what goes wrong while a checkpoint is restored from what goes wrong in training."""
+
+    yes = False
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.yes = True
 
 
 class SaveConfig(SaveConfigCallback):
@@ -83,6 +109,10 @@ class CalmCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True, **kwargs: Any) -> None:
         load_plugins()
+        try:
+            refuse_hidden_bombs([word.partition("=")[2] or word for word in sys.argv[1:]])
+        except Bomb as error:
+            raise CalmError(f"An option cannot be read: {error}") from None
         super().__init__(
             CalmModule,
             Task,
@@ -101,10 +131,12 @@ class CalmCLI(LightningCLI):
     _before: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
     _checkpoint: Path | None = None  # to go on with, and what it holds of the run's settings
     _its_settings: dict[str, Any] | None = None
+    _begun = TrainingBegun()
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.pop("default_config_files", None)
+        guard_jsonargparse()
         parser = CalmParser(**kwargs)
         parser.add_argument(
             "-c", "--config", action="config", help="A YAML file; may be given several times."
@@ -148,6 +180,7 @@ class CalmCLI(LightningCLI):
             while cause is not None and not isinstance(cause, CalmError):
                 cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what it meets
             raise (cause or CalmError(_plain(str(error)))) from error
+        _check_optimizer(self.model.optimizer)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -155,7 +188,8 @@ class CalmCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path and path not in ("best", "last", "hpc") and "://" not in path:
             _check_checkpoint(path)
-        super()._parse_ckpt_path()
+        # Lightning would put a checkpoint's `hyper_parameters` over the config, and so let a file
+        # say which classes are imported. Ours have none.
 
     @override
     def _set_seed(self) -> None:
@@ -169,8 +203,8 @@ class CalmCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand] if self.subcommand else self.config
         if config.threads is not None:
-            if config.threads < 1:
-                raise CalmError(f"threads={config.threads} must be at least 1.")
+            if not 1 <= config.threads <= MOST_THREADS:
+                raise CalmError(f"threads={config.threads} must be from 1 to {MOST_THREADS}.")
             torch.set_num_threads(config.threads)
         torch.set_float32_matmul_precision(config.matmul_precision)
         if str(config.trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
@@ -180,14 +214,20 @@ class CalmCLI(LightningCLI):
                 "that of each augmenting model), and train in 32-true or bf16-mixed."
             )
         for option in ("checkpoint_steps", "checkpoint_minutes"):
-            if (value := config[option]) is not None and value <= 0:
-                raise CalmError(f"{option}={value} must be more than 0.")
+            if (value := config[option]) is not None and not 0 < value < math.inf:
+                raise CalmError(f"{option}={value} must be more than 0, and a number.")
+        for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if (value := config.trainer[option]) is not None and value < 1:
+                raise CalmError(f"trainer.{option}={value} must be at least 1.")
         if config.trainer.val_check_interval == 0:
             raise CalmError("trainer.val_check_interval=0: at least 1, or a share of an epoch.")
         if type(config.trainer.val_check_interval) is int and (
             config.trainer.check_val_every_n_epoch == 1
         ):
             config.trainer.check_val_every_n_epoch = None  # so many steps, however long an epoch is
+        if shares_weights(config.trainer.strategy):
+            # What an evaluation gathers weights into is used by training, too.
+            config.trainer.inference_mode = False
         if not self.subcommand or config.trainer.fast_dev_run:
             return
         if self.subcommand in ("validate", "test"):
@@ -233,7 +273,8 @@ class CalmCLI(LightningCLI):
         # What is handed over here takes the place of the config's own callbacks.
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        extra: list[Any] = [NothingFrozenMoved()]
+        self._begun = TrainingBegun()
+        extra: list[Any] = [NothingFrozenMoved(), self._begun]
         if self.subcommand and self.subcommand != "fit":  # config.yaml stays that of the fit
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         if self.subcommand and config.run:
@@ -295,7 +336,7 @@ class CalmCLI(LightningCLI):
         """Score the untrained composition, which answers as the anchor alone does."""
         if self._checkpoint is not None:
             if self._its_settings is not None:
-                own = self._settings() | {"processes": self.trainer.world_size}
+                own = self._settings() | processes_of(self.trainer)
                 refuse_other_settings(self._its_settings, own, self._checkpoint)
             return  # it was scored when the run began; a second time would hide what came since
         if (
@@ -314,6 +355,15 @@ class CalmCLI(LightningCLI):
             arguments["ckpt_path"] = str(self._checkpoint)
         try:
             self.trainer.fit(**arguments)
+        except CalmError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if self._checkpoint is None or self._begun.yes:
+                raise
+            raise CalmError(
+                f"'{self._checkpoint}' cannot be gone on with: {error!r}. It is damaged, or was "
+                "not written by `calm fit`. Nothing was changed."
+            ) from error
         except RuntimeError as error:
             if not (why := _outside_cause(error)):
                 raise
@@ -360,6 +410,42 @@ def _number(folder: Path, stem: str) -> int:
         return 1
     number = folder.name.removeprefix(f"{stem}-")
     return int(number) if number.isdecimal() else 0
+
+
+def shares_weights(strategy: Any) -> bool:
+    """Whether a strategy, as the config names it, shares out the weights among processes."""
+    name = str(getattr(strategy, "class_path", strategy)).rpartition(".")[2]
+    return name in ("fsdp2", "FullyShard", "ModelParallelStrategy")
+
+
+def _check_config(file: Path) -> None:
+    """Refuse a config that cannot be read, by its name.
+
+    Raises:
+        CalmError: If it is not UTF-8, not YAML, or not a mapping of options.
+    """
+    try:
+        said = parse_yaml(file.read_text(encoding="utf-8"))
+        refuse_hidden_bombs(said)
+    except UnicodeDecodeError as error:
+        raise CalmError(f"{file} is not UTF-8 text (byte {error.start}).") from None
+    except yaml.YAMLError as error:
+        raise CalmError(f"{file} cannot be read as YAML: {error}") from None
+    if not isinstance(said, dict) or not all(isinstance(name, str) for name in said):
+        raise CalmError(
+            f"{file}: a config is a mapping of options, as in `trainer: {{max_steps: 100}}`, not: "
+            f"{str(said)[:200]}"
+        )
+
+
+def _check_optimizer(build: Callable[[list[nn.Parameter]], Any]) -> None:
+    """Refuse settings that an optimizer does not take, before any model is read."""
+    try:
+        made = build([nn.Parameter(torch.zeros(1, 1))])
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CalmError(f"model.optimizer: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise CalmError(f"model.optimizer makes no optimizer, but {made!r}.")
 
 
 def _check_checkpoint(path: str) -> None:
@@ -414,6 +500,7 @@ def _plain(message: str) -> str:
     """A message of jsonargparse without the names of Python's types."""
     noise = ("Subtypes:", "Given value type:", "Given value: N", "- Expected a <class 'None")
     lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
+    lines = [line if len(line) <= 500 else f"{line[:200]} ... {line[-50:]}" for line in lines]
     text = "\n".join(lines).replace("typing.Literal", "one of ")
     text = text.replace("Unexpected config:", "A config is a mapping of options, not:")
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
@@ -448,6 +535,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True")  # they are
     tips = re.compile("litlogger|litmodels|Tip:|GPU available|TPU available|HPU available")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: not tips.search(record.getMessage()))

@@ -57,19 +57,19 @@ class MeasureTraining(L.Callback):
         if seconds > 0:
             told["speed/examples_per_second"] = trainer.world_size * self._examples / seconds
             told["speed/characters_per_second"] = trainer.world_size * self._characters / seconds
-        per_character = _per_character(trainer, outputs, batch)
+        per_character = _per_character(outputs, batch)
         if per_character is not None:
             told["train/loss_nats_per_character"] = per_character
         pl_module.log_dict(told, batch_size=len(batch))
         self._restart()
 
 
-def _per_character(trainer: L.Trainer, outputs: Any, batch: Batch) -> torch.Tensor | None:
+def _per_character(outputs: Any, batch: Batch) -> torch.Tensor | None:
     """The batch's loss for each character of its targets: it compares across tokenizers."""
     characters = sum(len(e.target) for e in batch.examples)
     labels = batch.inputs.get("labels")
     if labels is None or not characters or not isinstance(outputs, dict):
         return None
     tokens = (labels[:, 1:] != IGNORED).sum()
-    mean: torch.Tensor = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning divided
+    mean: torch.Tensor = outputs["nats"]
     return mean * tokens / characters

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
@@ -105,7 +106,7 @@ class SaveCheckpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["settings"] = self.settings | {"processes": trainer.world_size}
+        checkpoint["settings"] = self.settings | processes_of(trainer)
         if self._loops and trainer.global_step == self._step:
             checkpoint["loops"]["fit_loop"] = self._loops
             task = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
@@ -142,3 +143,10 @@ class SaveCheckpoints(Checkpoint):
     def _any(trainer: L.Trainer, here: bool) -> bool:
         """Whether it is so in any process; all answer alike."""
         return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+
+
+def processes_of(trainer: L.Trainer) -> dict[str, Any]:
+    """What of the processes decides the weights at the end of a run, as a checkpoint holds it."""
+    told: dict[str, Any] = {"processes": trainer.world_size}
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    return told | ({"weights": "shared out"} if sharded else {})

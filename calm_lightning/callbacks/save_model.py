@@ -12,6 +12,7 @@ from typing_extensions import override
 from calm_lightning.card import add_facts
 from calm_lightning.checkpoint import holds_composition
 from calm_lightning.checkpoint_io import sync_folder
+from calm_lightning.sharding import whole
 
 
 class SaveModel(L.Callback):
@@ -32,8 +33,13 @@ class SaveModel(L.Callback):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero or trainer.interrupted:
+        if trainer.interrupted:
             return
+        with whole(pl_module.language_model):
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.folder)
         # A folder called so means that the run is finished, so it must appear whole.
         partial = folder.with_name(f".{folder.name}.partial")

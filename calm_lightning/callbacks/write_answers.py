@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
 import lightning as L
 from typing_extensions import override
 
+from calm_lightning.checkpoint_io import write_text
 from calm_lightning.contracts import Example
 
 
@@ -15,7 +17,8 @@ class WriteAnswers(L.Callback):
     """Writes JSON lines: `set`, `prompt`, `target`, `answer`.
 
     Args:
-        folder: Where to: `predictions.jsonl`; other processes than the first add their number.
+        folder: Where to: `predictions.jsonl`. Other processes than the first write files beside it,
+            which the first one takes in at the end: each question is at its place again.
     """
 
     def __init__(self, folder: str) -> None:
@@ -24,8 +27,7 @@ class WriteAnswers(L.Callback):
 
     @override
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        rank = f".{trainer.global_rank}" if trainer.global_rank else ""
-        file = Path(self.folder) / f"predictions{rank}.jsonl"
+        file = self._file(trainer.global_rank)
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = file.open("w", encoding="utf-8")
 
@@ -51,7 +53,34 @@ class WriteAnswers(L.Callback):
             self._stream.write(json.dumps(said, ensure_ascii=False) + "\n")
 
     @override
+    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
+        trainer.strategy.barrier()
+        files = [self._file(rank) for rank in range(trainer.world_size)]
+        if trainer.is_global_zero and len(files) > 1:
+            write_text(_in_order([file.read_text(encoding="utf-8") for file in files]), files[0])
+            for file in files[1:]:
+                file.unlink()
+
+    @override
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+    def _file(self, rank: int) -> Path:
+        return Path(self.folder) / (f"predictions.{rank}.jsonl" if rank else "predictions.jsonl")
+
+
+def _in_order(written: Sequence[str]) -> str:
+    """What the processes wrote, set by set: of n processes number k has every n-th line from k."""
+    of_set: dict[str, list[list[str]]] = {}
+    for rank, text in enumerate(written):
+        for line in text.split("\n")[:-1]:  # not splitlines: answers may hold other breaks
+            shares = of_set.setdefault(json.loads(line)["set"], [[] for _ in written])
+            shares[rank].append(line)
+    rows = (row for shares in of_set.values() for row in zip_longest(*shares, fillvalue=""))
+    return "".join(f"{line}\n" for row in rows for line in row if line)

@@ -1,6 +1,7 @@
 """The contract of a bridge: the trained module at one connection."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,11 @@ class Bridge(nn.Module, ABC):
 
     A fresh bridge adds zero, so that training starts from the unchanged anchor.
     """
+
+    takes_causal: ClassVar[bool] = False
+    """Whether `forward` takes None for `visible` where that would say no more than that reading is
+    causal: position i of n may read all but the last n - 1 - i of what was kept, which is all of it
+    for a single new token. Attention that is told so leaves out the half that is hidden."""
 
     def remember(
         self,

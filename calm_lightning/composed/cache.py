@@ -73,13 +73,14 @@ class TextMemory:
         self.ids, self.order = [], torch.zeros((0, 0), dtype=torch.long)
 
     def advance(
-        self, wanted: Sequence[Sequence[int]], device: torch.device
+        self, wanted: Sequence[Sequence[int]], device: torch.device, at_least: int = 0
     ) -> tuple[Int[Tensor, "batch new"], Int[Tensor, "batch new"]]:
         """Take back what is no longer wanted, and append what is new.
 
         Args:
             wanted: All tokens that each row shall have read.
             device: Where the tensors are needed.
+            at_least: New columns that there must be, of gaps if nothing is new.
 
         Returns:
             Ids of the new columns (0 in gaps) and their order (-1 in gaps).
@@ -92,7 +93,7 @@ class TextMemory:
             limit = torch.tensor(kept, device=device)[:, None]
             self.order = self.order.masked_fill(self.order >= limit, -1)
         new = [list(row[count:]) for row, count in zip(wanted, kept, strict=True)]
-        width = max(map(len, new))
+        width = max(at_least, *map(len, new))
         columns = [row + [0] * (width - len(row)) for row in new]
         order = [
             [*range(count, count + len(row)), *[-1] * (width - len(row))]

@@ -10,7 +10,7 @@ the composed model is under way (`_Run`) and do nothing otherwise, so the same m
 work alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,17 +25,21 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
-from calm_lightning.alignment import positions_of, visible_tokens
+from calm_lightning.alignment import positions_of, sees_all_before, visible_tokens
 from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, tokenize
 from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
 from calm_lightning.composed.growing import with_another, without_one
+from calm_lightning.composed.head import can_be_chunked, mean_loss
 from calm_lightning.composed.joined import JoinedModel, spoilt
+from calm_lightning.composed.kept import Kept
 from calm_lightning.composed.reading import AugmentingReader, Offer, Page
+from calm_lightning.composed.recomputing import recomputed
 from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
+from calm_lightning.state_cache import StateCache
 
 Sees = Literal["full", "prompt"]
 
@@ -48,6 +52,10 @@ class _Run:
     cache: ComposedCache | None
     head_rows: Tensor | None = None
     """[batch, seq], True where the vocabulary head is wanted; None for everywhere."""
+    targets: Tensor | None = None
+    """[targets], the tokens wanted there, if the loss can be had without holding all logits."""
+    loss: Tensor | None = None
+    """Over them, once the head was reached."""
     offers: dict[int, Offer] = field(default_factory=dict)
     """By augmenting model; those that are switched off are not in it."""
     anchor_runs: bool = False
@@ -66,9 +74,15 @@ class ComposedModel(JoinedModel):
         augmenting_sees: `full`: every token, generated ones too. `prompt`: the bridges read only
             tokens of the prompt (the paper's "augmenting model as encoder" ablation).
 
+    Attributes:
+        recompute: Whether the anchor's layers keep only their inputs in training and compute the
+            rest again for the gradient: much less memory, for another pass through them.
+
     Raises:
         CalmError: If the backbones cannot be read together.
     """
+
+    reads_prompts_ahead = True
 
     def __init__(
         self,
@@ -83,6 +97,7 @@ class ComposedModel(JoinedModel):
         self.bridges = nn.ModuleList(bridges)
         self.connections = tuple(connections)
         self.augmenting_sees = augmenting_sees
+        self.recompute = False
         self.augmenting_readers = tuple(
             AugmentingReader(
                 anchor,
@@ -94,6 +109,7 @@ class ComposedModel(JoinedModel):
         )
         self._run: _Run | None = None
         self._silent: frozenset[int] = frozenset()
+        self._kept: Kept | None = None
         self._hooks: list[RemovableHandle] = []
         self._install_hooks()
         self._ready()
@@ -152,8 +168,7 @@ class ComposedModel(JoinedModel):
             position_ids: [batch, new]; made from the mask if None.
             past_key_values: A cache of earlier tokens, as returned by an earlier call.
             labels: [batch, new]; the token at each place, or -100 where nothing is to be learnt.
-                With labels the head runs on target positions only, and `logits` is
-                [targets, vocabulary].
+                With labels the head runs on target positions only, and no logits are given back.
             use_cache: Whether to return a cache; by default only if one was given.
             logits_to_keep: As in transformers: compute only the last so many logits.
             prompt_mask: [batch, any], True at prompt tokens; used when `augmenting_sees` is
@@ -162,7 +177,7 @@ class ComposedModel(JoinedModel):
             kwargs: Passed on to the anchor.
 
         Returns:
-            `loss` in nats per target token, `logits`, `past_key_values`.
+            `loss` in nats per target token or `logits`, and `past_key_values`.
         """
         if input_ids is None:
             raise CalmError("The composed model needs input_ids: both models embed for themselves.")
@@ -171,14 +186,25 @@ class ComposedModel(JoinedModel):
         batch, new = input_ids.shape
         cache = self._cache(past_key_values, use_cache)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        ordinary = position_ids is None and not any(v is not None for v in kwargs.values())
+        learns = self.training and labels is not None and cache is None
+        kept = self._kept if learns and ordinary and not self._switched_off else None
         if position_ids is None:
             position_ids = positions_of(attention_mask, batch, past, new, input_ids.device)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        head_rows = None
+        head_rows = targets = None
         if labels is not None:
             head_rows = nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+            targets = labels[:, 1:][head_rows[:, :-1]]
+            if not len(targets):
+                raise CalmError("The batch has no target token: every label is -100.")
         composed_cache = cache if isinstance(cache, ComposedCache) else None
-        self._run = _Run(position_ids, composed_cache, head_rows)
+        self._run = run = _Run(
+            position_ids,
+            composed_cache,
+            head_rows,
+            targets if labels is not None and self.anchor_backbone.head_is_plain else None,
+        )
         try:
             if not self._switched_off:
                 prompt_mask = (
@@ -186,35 +212,44 @@ class ComposedModel(JoinedModel):
                     if self.augmenting_sees == "prompt"
                     else None
                 )
-                self._read_augmenting(input_ids, attention_mask, position_ids, past, prompt_mask)
-            self._run.anchor_runs = True
+                self._read_augmenting(
+                    input_ids, attention_mask, position_ids, past, prompt_mask, kept
+                )
+            anchor = self.anchor
+            if kept is not None:
+                anchor = kept.begin(anchor, input_ids, attention_mask)
+            run.anchor_runs = True
             if self.anchor_backbone.accepts("position_ids"):
                 inputs["position_ids"] = position_ids
-            output = self.anchor(
-                **inputs,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=0 if head_rows is not None else logits_to_keep,
-                return_dict=True,
-                **{k: v for k, v in kwargs.items() if v is not None},
-            )
+            with recomputed(self._above_first_connection() if labels is not None else ()):
+                output = anchor(
+                    **inputs,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    logits_to_keep=0 if head_rows is not None else logits_to_keep,
+                    return_dict=True,
+                    **{k: v for k, v in kwargs.items() if v is not None},
+                )
         finally:
             self._run = None
-        loss = None
-        logits = output.logits
-        if labels is not None:
+        loss, logits = run.loss, output.logits
+        if targets is not None and loss is None:
             assert head_rows is not None
             logits = logits.squeeze(0) if logits.shape[:2] != (batch, new) else logits[head_rows]
-            if not len(logits):
-                raise CalmError("The batch has no target token: every label is -100.")
-            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][head_rows[:, :-1]])
+            loss = nn.functional.cross_entropy(logits.float(), targets)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=logits if targets is None else None,
             past_key_values=cache,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def _above_first_connection(self) -> Iterable[nn.Module]:
+        """The anchor's layers that a gradient goes through, if they are to keep little for it."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return ()
+        return self.anchor_backbone.layers[1 + min(c.anchor_layer for c in self.connections) :]
 
     def _read_augmenting(
         self,
@@ -223,24 +258,29 @@ class ComposedModel(JoinedModel):
         position_ids: Tensor,
         past: int,
         prompt_mask: Tensor | None,
+        kept: Kept | None,
     ) -> None:
-        """Run every augmenting model over what is new to it."""
+        """Run every augmenting model over what is new to it, or look its states up."""
         run = self._run
         assert run is not None
         batch, new = input_ids.shape
         cache, device = run.cache, input_ids.device
+        causal = prompt_mask is None and sees_all_before(attention_mask, past, new)
         page: Page | None = None
         for index, reader in enumerate(self.augmenting_readers):
             if index in self._silent:
                 continue
             own = None if cache is None else cache.augmenting[index]
+            known = None if kept is None else kept.augmenting[index]
             if reader.alignment is None:
                 visible = visible_tokens(attention_mask, batch, past, new, device, prompt_mask)
-                offer = reader.read_tokens(input_ids, attention_mask, position_ids, visible, own)
+                offer = reader.read_tokens(
+                    input_ids, attention_mask, position_ids, visible, own, causal, known
+                )
             else:
                 page = page or _page(input_ids, attention_mask, prompt_mask, cache)
                 memory = TextMemory() if cache is None else cache.texts[index]
-                offer = reader.read_text(page, own, memory)
+                offer = reader.read_text(page, own, memory, known)
             how = self._disturbance.get(index)
             offer.states = {n: spoilt(state, how) for n, state in offer.states.items()}
             run.offers[index] = offer
@@ -310,6 +350,30 @@ class ComposedModel(JoinedModel):
         finally:
             self._prompt_length = before
 
+    # ------------------------------------------------------------------ states on disk
+
+    def keep_states(self, settings: StateCache, precision: str = "") -> Kept:
+        """From now on keep in training what the frozen models make of each text, and look it up.
+
+        Args:
+            settings: Where, and how much.
+            precision: In which the models compute, beside their own types: of a trainer.
+
+        Raises:
+            CalmError: If the folder cannot be used, or these models' states cannot be kept.
+        """
+        self.forget_states()
+        first = min(c.anchor_layer for c in self.connections)
+        readers, add = self.augmenting_readers, partial(self._add, first)
+        self._kept = Kept(settings, self.backbones[0], readers, first, add, precision)
+        return self._kept
+
+    def forget_states(self) -> None:
+        """Compute everything again; what was kept stays on the disk."""
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = None
+
     # ------------------------------------------------------------------ hooks
 
     def _install_hooks(self) -> None:
@@ -324,7 +388,7 @@ class ComposedModel(JoinedModel):
 
     def detach(self) -> None:
         """Take the hooks out of the backbones; the composed model cannot be used afterwards."""
-        for hook in (*self._hooks, *(h for r in self.augmenting_readers for h in r.hooks)):
+        for hook in (*self._hooks, *(h for r in self.augmenting_readers for h in r.tapped.hooks)):
             hook.remove()
 
     def _add(self, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
@@ -340,7 +404,8 @@ class ComposedModel(JoinedModel):
             if offer is None or not offer.visible.shape[-1]:
                 continue
             added = self._added(number, connection, offer, anchor_states)
-            added = torch.where(offer.sees_something.to(added.device), added, 0.0)
+            if not offer.causal:
+                added = torch.where(offer.sees_something.to(added.device), added, 0.0)
             result = result + added.to(result.dtype)
         return result if isinstance(output, Tensor) else (result, *output[1:])
 
@@ -358,12 +423,8 @@ class ComposedModel(JoinedModel):
             kept.reset()
         if states is not None:
             kept.append(bridge.remember(states.to(device, dtype), offer.positions.to(device)))
-        return bridge(
-            anchor_states.to(dtype),
-            kept.tensors,
-            offer.visible.to(device),
-            run.positions.to(device),
-        )
+        visible = None if offer.causal and bridge.takes_causal else offer.visible.to(device)
+        return bridge(anchor_states.to(dtype), kept.tensors, visible, run.positions.to(device))
 
     def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         run = self._run
@@ -372,7 +433,11 @@ class ComposedModel(JoinedModel):
         hidden = args[0]
         if hidden.shape[:2] != run.head_rows.shape:
             return None
-        return (hidden[run.head_rows.to(hidden.device)][None], *args[1:])
+        wanted = hidden[run.head_rows.to(hidden.device)]
+        if run.targets is not None and can_be_chunked(module):
+            run.loss = mean_loss(wanted, module, run.targets.to(hidden.device))
+            wanted = wanted[:0]  # nothing is left to do for the head itself
+        return (wanted[None], *args[1:])
 
     # ------------------------------------------------------------------ switches
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from calm_lightning.alignment import Reading, TextAlignment, share_token_ids
 from calm_lightning.backbone import Backbone
 from calm_lightning.composed.cache import TextMemory
+from calm_lightning.state_cache import KeptStates
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Offer:
     """Outputs of the tapped layers at the new columns; empty if there are no new columns."""
     anew: bool = False
     """Whether the columns replace what was remembered, instead of being appended to it."""
+    causal: bool = False
+    """Whether everything up to its own place is visible to each position, and nothing else."""
 
     @classmethod
     def of(
@@ -63,6 +66,8 @@ class AugmentingReader:
 
     Attributes:
         alignment: How it reads the anchor's tokens as text; None if it shares their ids.
+        always_runs: Whether it runs, on a gap, even if there is nothing new to read. Processes that
+            compute together have to run the same modules, and their texts differ.
 
     Raises:
         CalmError: If it cannot read what the anchor writes.
@@ -71,17 +76,12 @@ class AugmentingReader:
     def __init__(
         self, anchor: Backbone, backbone: Backbone, layers: Iterable[int], prompt_only: bool
     ) -> None:
-        layers = sorted(layers)
         self.backbone = backbone
         self.alignment: TextAlignment | None = None
         if not share_token_ids(anchor, backbone):
             self.alignment = TextAlignment(anchor, backbone, prompt_only)
-        self._trunk = trunk(backbone, 1 + layers[-1])
-        self._tapped: dict[int, Tensor] | None = None  # while it is running
-        self.hooks = [
-            backbone.layers[layer].register_forward_hook(partial(self._tap, layer))
-            for layer in layers
-        ]
+        self.tapped = Tapped(backbone, layers)
+        self.always_runs = False
 
     def read_tokens(
         self,
@@ -90,6 +90,8 @@ class AugmentingReader:
         positions: Int[Tensor, "batch new"],
         visible: Bool[Tensor, "batch new all"],
         cache: DynamicCache | None,
+        causal: bool = False,
+        kept: KeptStates | None = None,
     ) -> Offer:
         """Read the anchor's own token ids.
 
@@ -99,16 +101,28 @@ class AugmentingReader:
             positions: Of the new tokens.
             visible: Which tokens the anchor's positions may read.
             cache: This model's own, if one is kept.
+            causal: Whether that is all up to their own, but for padding that reads itself.
+            kept: Where its states are looked up, if it reads from the beginning.
         """
-        return Offer.of(visible, positions, self._run(input_ids, attention_mask, positions, cache))
+        states = self._run(input_ids, attention_mask, positions, cache, kept)
+        offer = Offer.of(visible, positions, states)
+        offer.causal = causal
+        return offer
 
-    def read_text(self, page: Page, cache: DynamicCache | None, memory: TextMemory) -> Offer:
+    def read_text(
+        self,
+        page: Page,
+        cache: DynamicCache | None,
+        memory: TextMemory,
+        kept: KeptStates | None = None,
+    ) -> Offer:
         """Read the anchor's text with this model's own tokenizer.
 
         Args:
             page: What the anchor has read.
             cache: This model's own, if one is kept.
             memory: What of the text stands in the cache; brought up to date.
+            kept: Where its states are looked up, if it reads from the beginning.
         """
         assert self.alignment is not None
         device = page.new.device
@@ -119,22 +133,55 @@ class AugmentingReader:
         wanted = [reading.ids for reading in readings]
         # A model that counts columns cannot have gaps between them, so it reads all of it again.
         gaps = cache is not None and tells_gaps(self.backbone)
-        anew = not gaps and memory.ids != wanted
+        anew = not gaps and (self.always_runs or memory.ids != wanted)
         if anew:
             memory.reset()
-        ids, order = memory.advance(wanted, device)
+        ids, order = memory.advance(wanted, device, at_least=int(self.always_runs))
         places = order.clamp(min=0)
         alive = memory.order >= 0
         visible = alive[:, None] & (memory.order[:, None] < _counts(readings, page.new)[:, :, None])
         states = {}
         if ids.shape[1]:
-            states = self._run(ids, alive.long(), places, cache if gaps else None)
+            states = self._run(ids, alive.long(), places, cache if gaps else None, kept)
         return Offer.of(visible, _positions(readings, device).gather(1, places), states, anew)
 
     def _run(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache | None
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: DynamicCache | None,
+        kept: KeptStates | None,
     ) -> dict[int, Tensor]:
-        """Outputs of the tapped layers over new tokens."""
+        return self.tapped(ids, mask, positions, cache) if kept is None else kept(ids, mask)
+
+
+class Tapped:
+    """A backbone cut above the highest layer that is wanted of it.
+
+    Args:
+        backbone: It.
+        layers: Numbers of its layers whose outputs are wanted.
+    """
+
+    def __init__(self, backbone: Backbone, layers: Iterable[int]) -> None:
+        self.backbone = backbone
+        self.layers = sorted(layers)
+        self._trunk = trunk(backbone, 1 + self.layers[-1])
+        self._states: dict[int, Tensor] | None = None  # while it is running
+        self.hooks = [
+            backbone.layers[layer].register_forward_hook(partial(self._tap, layer))
+            for layer in self.layers
+        ]
+
+    def __call__(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: DynamicCache | None = None,
+    ) -> dict[int, Tensor]:
+        """Outputs of the wanted layers over new tokens."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.backbone.accepts("position_ids"):
             inputs["position_ids"] = positions
@@ -146,15 +193,15 @@ class AugmentingReader:
 
     @contextmanager
     def _tapping(self) -> Iterator[dict[int, Tensor]]:
-        self._tapped = {}
+        self._states = {}
         try:
-            yield self._tapped
+            yield self._states
         finally:
-            self._tapped = None
+            self._states = None
 
     def _tap(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
-        if self._tapped is not None:
-            self._tapped[layer] = output if isinstance(output, Tensor) else output[0]
+        if self._states is not None:
+            self._states[layer] = output if isinstance(output, Tensor) else output[0]
 
 
 def _counts(readings: Sequence[Reading], new: Tensor) -> Int[Tensor, "batch new"]:
@@ -188,11 +235,22 @@ def trunk(backbone: Backbone, num_layers: int) -> Callable[..., Any]:
 
     Layers above the last tap and the vocabulary head are never run: nobody reads them.
     """
-    decoder = backbone.decoder
     if num_layers == backbone.num_layers:
-        return decoder
-    (name,) = [n for n, child in decoder.named_children() if child is backbone.layers]
-    cut = copy.copy(decoder)
-    cut.__dict__["_modules"] = dict(decoder._modules)
-    cut._modules[name] = nn.ModuleList(backbone.layers[:num_layers])
-    return cut
+        return backbone.decoder
+    first = nn.ModuleList(backbone.layers[:num_layers])
+    return with_layers(backbone.decoder, backbone.layers, first)
+
+
+def with_layers(model: nn.Module, layers: nn.ModuleList, others: nn.ModuleList) -> nn.Module:
+    """A model with other layers in the place of its own, sharing everything else with it."""
+    if model is layers:
+        return others
+    children = {
+        name: None if child is None else with_layers(child, layers, others)
+        for name, child in model._modules.items()
+    }
+    if all(children[name] is child for name, child in model._modules.items()):
+        return model
+    changed = copy.copy(model)
+    changed.__dict__["_modules"] = children
+    return changed

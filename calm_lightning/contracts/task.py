@@ -4,6 +4,7 @@ A task knows no tokenizer. The trainer puts a collator in its place (`Task.colla
 the model knows its tokenizers.
 """
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,11 @@ class Example:
     target: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     ends: bool = True
+
+
+STAND_IN = Example("", "")
+"""What a process is given to do that has one question less than another, so that all of them have
+as many batches. It is neither asked nor counted."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,8 @@ class Task(L.LightningDataModule, ABC):
         ):
             if value < least:
                 raise CalmError(f"{name} must be at least {least}: got {value}.")
+        if not 0 <= seed < 2**32:
+            raise CalmError(f"data.seed must be from 0 to 2^32 - 1: got {seed}.")
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
         self.validation_examples = validation_examples
@@ -184,6 +192,11 @@ class Task(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         examples = self.train_examples()
         rank, world_size = self._process()
+        if len(examples) < world_size:
+            raise CalmError(
+                f"{len(examples)} training examples cannot be shared out among {world_size} "
+                "processes, which all need one. Take fewer (trainer.devices, trainer.num_nodes)."
+            )
         batches = OrderedBatches(
             len(examples),
             self.batch_size,
@@ -222,7 +235,13 @@ class Task(L.LightningDataModule, ABC):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.consumed_batches = state_dict["consumed_batches"]
+        consumed = state_dict.get("consumed_batches")
+        if type(consumed) is not int or consumed < 0:
+            raise CalmError(
+                f"The checkpoint does not say how many batches were learnt from: it says "
+                f"consumed_batches={consumed!r}. Go on from another one."
+            )
+        self.consumed_batches = consumed
 
     def _sets(self) -> Sequence[EvaluationSet]:
         return self.evaluation_sets()
@@ -231,6 +250,8 @@ class Task(L.LightningDataModule, ABC):
         # Each process answers its own share and no example twice; metrics add up exactly.
         rank, world_size = self._process()
         share = list(examples)[rank::world_size]
+        if len(share) < math.ceil(len(examples) / world_size):
+            share.append(STAND_IN)
         # Named, because Lightning builds loaders again by name.
         return DataLoader(share, batch_size=self.evaluation_batch_size, collate_fn=list)  # type: ignore[arg-type]
 

@@ -6,3 +6,4 @@ from calm_lightning.estimate.gpus import plan_generation as plan_generation
 from calm_lightning.estimate.gpus import plan_training as plan_training
 from calm_lightning.estimate.measure import Setting as Setting
 from calm_lightning.estimate.measure import estimate as estimate
+from calm_lightning.estimate.sharing import share as share

@@ -1,5 +1,6 @@
 """The command `calm estimate`: a config of `calm fit` in, tables out."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError
-from calm_lightning.estimate.figures import Estimate
+from calm_lightning.estimate.figures import Estimate, Work
 from calm_lightning.estimate.gpus import (
     USABLE,
     Plan,
@@ -19,7 +20,8 @@ from calm_lightning.estimate.gpus import (
     plan_training,
 )
 from calm_lightning.estimate.measure import Precision, Setting, estimate
-from calm_lightning.run import CalmCLI
+from calm_lightning.estimate.sharing import Share, Strategy, share
+from calm_lightning.run import CalmCLI, shares_weights
 
 GIB, MIB = 2**30, 2**20
 
@@ -74,7 +76,7 @@ def run_estimate() -> None:
     """
     cli = EstimateCLI()
     config, task = cli.config, cli.config.data.init_args
-    if config.gpu_memory <= 0:
+    if not 0 < config.gpu_memory < math.inf:
         raise CalmError(f"--gpu-memory must be above 0 GiB: got {config.gpu_memory:g}.")
     rows, answered = config.batch_size, config.batch_size
     if rows is None:
@@ -86,6 +88,16 @@ def run_estimate() -> None:
         setting, rows, answered, config.length, config.target_length, config.new_tokens
     )
     show(estimated, config.gpu_memory, notes)
+    processes = processes_of(config.trainer)
+    if estimated.training is not None and processes > 1:
+        strategy = strategy_of(config.trainer.strategy)
+        if strategy == "fsdp2" and estimated.units is None:
+            raise CalmError(
+                f"trainer.strategy=fsdp2: {cli.model.composition!r} beside these models cannot be "
+                "shared out; only compositions by hidden states, of models that are not quantised, "
+                "can. Ask with trainer.strategy=ddp."
+            )
+        show_share(share(estimated.training, strategy, processes, estimated.units), estimated.work)
 
 
 def setting_of(cli: EstimateCLI) -> tuple[Setting, list[str]]:
@@ -105,6 +117,20 @@ def setting_of(cli: EstimateCLI) -> tuple[Setting, list[str]]:
         on_gpu=trainer.accelerator != "cpu",
     )
     return setting, notes
+
+
+def processes_of(trainer: Any) -> int:
+    """How many processes a trainer's config asks for; those that it leaves open count as one."""
+    devices = trainer.devices
+    if isinstance(devices, str):
+        devices = devices.split(",") if "," in devices else devices.isdecimal() and int(devices)
+    count = len(devices) if isinstance(devices, list) else int(devices or 1)
+    return max(1, count) * int(trainer.num_nodes)
+
+
+def strategy_of(said: Any) -> Strategy:
+    """How several processes share, as a trainer's config says it."""
+    return "fsdp2" if shares_weights(said) else "ddp"
 
 
 # ---------------------------------------------------------------------- printing
@@ -128,6 +154,30 @@ def show(estimated: Estimate, gpu_gib: float, notes: Sequence[str] = ()) -> None
     console.print()
     for line in (*_jobs(estimated, gpu_gib), *notes, *estimated.notes):
         console.print(line)
+
+
+def show_share(taken: Share, work: Work) -> None:
+    """Print what one of several processes takes.
+
+    Args:
+        taken: By it.
+        work: Of it: every process has so many rows of its own.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    total = sum(taken.memory.values())
+    unit, size = ("GiB", GIB) if total >= 10 * GIB else ("MiB", MIB)
+    table = Table(f"{taken.strategy}, {taken.processes} processes", box=None, pad_edge=False)
+    table.add_column(unit, justify="right")
+    for name, count in (*taken.memory.items(), ("total of each", total)):
+        table.add_row(name, _number(count, size))
+    for name, count in taken.received.items():
+        table.add_row(f"received a step, {name}", _number(count, size))
+    console.print()
+    console.print(table)
+    console.print(
+        f"Each process trains on {work.rows} {'row' if work.rows == 1 else 'rows'} of its own, "
+        f"{work.rows * taken.processes:,} in a step of all; it sends as much as it receives."
+    )
 
 
 def _parts(estimated: Estimate, unit: str, size: int) -> Table:
@@ -168,10 +218,11 @@ def _jobs(estimated: Estimate, gpu_gib: float) -> list[str]:
     trained, answered = most_rows(estimated, gpu_gib * GIB)
     lines = ["Nothing is trained."]
     if training is not None:
+        plan = plan_training(estimated, gpu_gib * GIB)
         lines = [
             f"Training on {work.rows} rows of {work.length:,} tokens, {work.targets:,} of them "
             f"learnt: {_flops(training.flops / (work.rows * work.length))} a token.",
-            f"  {_plan(plan_training(estimated, gpu_gib * GIB), gpu_gib)} {_most(trained or 0)}",
+            f"  {_plan(plan, gpu_gib, estimated.units is not None)} {_most(trained or 0)}",
         ]
     prompt = work.length - work.new_tokens
     return [
@@ -184,7 +235,7 @@ def _jobs(estimated: Estimate, gpu_gib: float) -> list[str]:
     ]
 
 
-def _plan(plan: Plan | None, gpu_gib: float) -> str:
+def _plan(plan: Plan | None, gpu_gib: float, shareable: bool = True) -> str:
     if plan is None:
         return (
             f"No number of GPUs of {gpu_gib:g} GiB suffices: what cannot be shared out, one row "
@@ -197,7 +248,11 @@ def _plan(plan: Plan | None, gpu_gib: float) -> str:
         used = f"{plan.rows} {'row' if plan.rows == 1 else 'rows'} and {used}"
     said = f"{plan.strategy} on {plan.gpus} GPUs of {gpu_gib:g} GiB, {used} on each."
     if plan.strategy == "FSDP2":
-        said += " `calm fit` does not share out weights by itself: `configure_model` has to."
+        said += (
+            " By trainer.strategy=fsdp2."
+            if shareable
+            else " But `calm fit` shares out compositions by hidden states only."
+        )
     return said
 
 

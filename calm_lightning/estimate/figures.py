@@ -1,9 +1,12 @@
 """What is asked of an estimate, and what it answers."""
 
-import math
 from dataclasses import dataclass
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.estimate.units import Units
+
+MOST = 1_000_000
+"""Rows, and tokens of one, that are asked about; a larger number is a slip."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,15 @@ class Work:
 
     def __post_init__(self) -> None:
         for option, value, least, most in (
-            ("batch-size", self.rows, 1, math.inf),
-            ("batch-size", self.answered, 1, math.inf),
-            ("length", self.length, 2, math.inf),
+            ("batch-size", self.rows, 1, MOST),
+            ("batch-size", self.answered, 1, MOST),
+            ("length", self.length, 2, MOST),
             ("target-length", self.targets, 1, self.length - 1),
             ("new-tokens", self.new_tokens, 1, self.length - 1),
         ):
             if not least <= value <= most:
-                limit = f" and at most {most}, one less than --length" if most < math.inf else ""
+                limit = f" and at most {most}" if value > most or most < MOST else ""
+                limit += ", one less than --length" if most < MOST else ""
                 raise CalmError(f"--{option} must be at least {least}{limit}: got {value}.")
 
 
@@ -131,6 +135,7 @@ class Estimate:
         program: Bytes of Python and its libraries on a processor; 0 on a GPU.
         largest_layer: Bytes of the weights of the largest decoder layer.
         outside_layers: Bytes of the weights that are in no decoder layer.
+        units: What FSDP2 shares out and puts together; None if it does not share out such a model.
         notes: What could not be estimated, and what was taken instead.
     """
 
@@ -141,4 +146,5 @@ class Estimate:
     program: int
     largest_layer: int
     outside_layers: int
+    units: Units | None = None
     notes: tuple[str, ...] = ()

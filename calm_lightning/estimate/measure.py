@@ -33,6 +33,7 @@ from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import CalmError, Composition
 from calm_lightning.estimate.figures import Estimate, Generation, Part, Training, Work
 from calm_lightning.estimate.trace import Trace, size_of, strip, without_data
+from calm_lightning.estimate.units import Watch
 from calm_lightning.language_model import TextModel
 from calm_lightning.module import default_optimizer
 from calm_lightning.quantization import FORMATS
@@ -98,9 +99,10 @@ def estimate(
     try:
         model, notes = _compose(setting, backbones)
         weighed = _weigh(model, setting, backbones)
+        watch = Watch(model) if isinstance(model, ComposedModel) else None
         with without_data():
             strip(model)
-            training = _training(model, work, setting, weighed)
+            training = _training(model, work, setting, weighed, watch)
             generation = _generation(model, work, setting, weighed)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise CalmError(
@@ -115,6 +117,7 @@ def estimate(
         program=program,
         largest_layer=max(weighed.layers),
         outside_layers=generation.weights - sum(weighed.layers),
+        units=None if watch is None or weighed.saved else watch.seen(),
         notes=notes,
     )
 
@@ -249,7 +252,9 @@ def _weigh(model: nn.Module, setting: Setting, backbones: Sequence[Backbone]) ->
     return _Weighed(tuple(parts.values()), tuple(in_layers), saved, unpacked)
 
 
-def _training(model: Any, work: Work, setting: Setting, weighed: _Weighed) -> Training | None:
+def _training(
+    model: Any, work: Work, setting: Setting, weighed: _Weighed, watch: Watch | None
+) -> Training | None:
     """The second of two steps, when there are gradients and optimizer state from the start."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -260,13 +265,15 @@ def _training(model: Any, work: Work, setting: Setting, weighed: _Weighed) -> Tr
         if group.get("foreach", True) is None and not group.get("fused"):
             group["foreach"] = True
     targets = work.rows * work.targets
-    with Trace({(work.rows, work.length - n): targets for n in (0, 1)}) as trace:
+    learnt: dict[tuple[int, ...], int] = {(work.rows, work.length - n): targets for n in (0, 1)}
+    with Trace(learnt, all_true=True) as trace:  # rows are padded on the right
         trace.hold(_tensors(model))
         held = trace.live
-        for _ in range(2):
+        for watching in (nullcontext(), _watching(watch)):
             trace.restart()
             batch = _tokens(work.rows, work.length) | {"labels": _ids(work.rows, work.length)}
-            with _computing(setting):
+            trace.know(batch["attention_mask"])
+            with _computing(setting), watching:
                 loss = model(**batch).loss
             after_forward = trace.live
             logits = trace.made(int(model.anchor_backbone.config.vocab_size))
@@ -303,14 +310,15 @@ def _generation(model: Any, work: Work, setting: Setting, weighed: _Weighed) -> 
         trace.hold(_tensors(model))
         held = trace.live
         trace.restart()
-        _read(model, work.answered, work.length - work.new_tokens)
+        _read(trace, model, work.answered, work.length - work.new_tokens)
         prompt, prompt_flops = trace.peak, trace.flops
         kept_free = _kept_free(held, trace, prompt, setting)
-        cache = _read(model, work.answered, work.length - 1)
+        cache = _read(trace, model, work.answered, work.length - 1)
         trace.restart()
-        cache = _read(model, work.answered, work.length, cache)
-        caches = trace.live - held
-        most = max(prompt, trace.peak)
+        cache = _read(trace, model, work.answered, work.length, cache)
+        at_the_end, most = trace.live, max(prompt, trace.peak)
+        del cache
+        caches = at_the_end - trace.live  # merged weights, say, stay
     return Generation(
         weights=held - weighed.saved,
         caches=caches,
@@ -321,13 +329,14 @@ def _generation(model: Any, work: Work, setting: Setting, weighed: _Weighed) -> 
     )
 
 
-def _read(model: Any, rows: int, length: int, cache: Any = None) -> Any:
+def _read(trace: Trace, model: Any, rows: int, length: int, cache: Any = None) -> Any:
     """One forward pass as `generate` does it: over the whole prompt, or one token after a cache.
 
     Returns:
         The cache afterwards.
     """
     batch = _tokens(rows, length)
+    trace.know(batch["attention_mask"])
     if cache is not None:
         batch["input_ids"] = batch["input_ids"][:, -1:]
     output = model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -345,6 +354,10 @@ def _computing(setting: Setting) -> AbstractContextManager[Any]:
     """The precision in which it computes."""
     mixed = _MIXED.get(setting.precision)
     return torch.autocast("cpu", mixed) if mixed else nullcontext()
+
+
+def _watching(watch: Watch | None) -> AbstractContextManager[Any]:
+    return nullcontext() if watch is None else watch.watching()
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from calm_lightning.estimate.heap import Heap
@@ -56,6 +57,8 @@ class Trace(TorchDispatchMode):
 
     Args:
         selected: For the shape of a mask, how many of its places are True.
+        all_true: What is said when it is asked whether something holds of a whole mask (`know`):
+            that rows are padded on the right alone, say.
 
     Attributes:
         live: Bytes of all tensors that exist now.
@@ -66,9 +69,13 @@ class Trace(TorchDispatchMode):
             optimizer asks for its step count.
     """
 
-    def __init__(self, selected: dict[tuple[int, ...], int] | None = None) -> None:
+    def __init__(
+        self, selected: dict[tuple[int, ...], int] | None = None, all_true: bool = False
+    ) -> None:
         super().__init__()
         self.selected = selected or {}
+        self.all_true = all_true
+        self._known = WeakTensorKeyDictionary()  # masks, and what was made of nothing else
         self.live = self.peak = self.flops = 0
         self.heap = Heap()
         self.any_number: float | None = None
@@ -79,6 +86,10 @@ class Trace(TorchDispatchMode):
         """Count tensors that existed before."""
         for tensor in tensors:
             self._count(tensor, made_here=False)
+
+    def know(self, mask: Tensor) -> None:
+        """Let questions about a mask be answered by `all_true`."""
+        self._known[mask] = True
 
     def made(self, last_axis: int) -> int:
         """Bytes of the tensors that were made here, still exist and are so wide."""
@@ -97,15 +108,19 @@ class Trace(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
         if (formula := FLOPS.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = bool(given) and all(tensor in self._known for tensor in given)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf, made_here=True)
+                if known:
+                    self.know(leaf)
         return out
 
     def _answer(self, func: Any, args: tuple[Any, ...]) -> Any:
         """What an operation gives whose result depends on values; None for all others."""
-        if func is aten._local_scalar_dense.default and self.any_number is not None:
-            return self.any_number
+        if func is aten._local_scalar_dense.default:
+            return self.all_true if args[0] in self._known else self.any_number
         if func is aten.index.Tensor and len(args[1]) == 1:
             (mask,) = args[1]
             if mask.dtype == torch.bool and tuple(mask.shape) in self.selected:

@@ -1,6 +1,5 @@
 """What a run left in its folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,16 @@ from typing import Any
 import yaml
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json, parse_yaml, refuse_hidden_bombs
 
 Points = list[tuple[float, float]]
 """(step, value) in rising order."""
+
+_NUMBERS = (
+    "trained_parameters", "steps", "seconds", "characters_per_second", "memory_mib",
+    "training_flops",
+)  # fmt: skip
+"""Of a result."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,12 @@ def read_run(folder: Path) -> RunFolder:
         hint = f" Did you mean {folder.parent}?" if above else ""
         raise CalmError(f"{str(folder)!r} is not the folder of a run: no config.yaml.{hint}")
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = parse_yaml(file.read_text(encoding="utf-8"))
+        refuse_hidden_bombs(config)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CalmError(f"{file} cannot be read: {_first_line(error)}") from error
-    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+    parts = [config.get(name) for name in ("model", "data")] if isinstance(config, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
         raise CalmError(f"{file} is not the config of a run: it names no model and no data.")
     return RunFolder(folder, config, _scalars(folder), _result(folder / "result.json"))
 
@@ -73,10 +81,36 @@ def _result(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CalmError(f"{file} cannot be read: {_first_line(error)}") from error
-    return dict(found) if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise CalmError(f"{file} is not the result of a run: it is no object.")
+    try:
+        _check_result(found)
+    except (TypeError, ValueError) as error:
+        raise CalmError(f"{file} is not the result of a run: {error}.") from None
+    return found
+
+
+def _check_result(found: dict[str, Any]) -> None:
+    """Refuse what the page would stumble over: a text where a number should be, say."""
+    for name in _NUMBERS:
+        if not isinstance(found.get(name), int | float | None):
+            raise TypeError(f"{name} is {str(found[name])[:40]!r}")
+    for name in ("metrics", "details"):
+        scores = found.get(name) or {}
+        if not isinstance(scores, dict) or not all(
+            isinstance(value, int | float | None) for value in scores.values()
+        ):
+            raise TypeError(f"{name} are no scores by their names")
+    curve = found.get("curve") or []
+    if not isinstance(curve, list) or not all(_is_point(point) for point in curve):
+        raise TypeError("curve is no list of steps and losses")
+
+
+def _is_point(said: Any) -> bool:
+    return isinstance(said, list) and [isinstance(x, int | float) for x in said] == [True, True]
 
 
 def _scalars(folder: Path) -> dict[str, Points]:

@@ -65,6 +65,14 @@ def test_evaluation_and_every_size_are_measured(bench: Bench) -> None:
     assert len(told["rows"]) == 3 * 2 * 2
 
 
+def test_states_are_cached_over_several_wirings(bench: Bench) -> None:
+    told = bench("cached_states")
+    assert sorted({row["at"] for row in told["rows"]}) == [1, 2, 4]
+    sides = {row["side"] for row in told["rows"]}
+    assert sides == {"without a cache", "first epoch", "later epochs"}
+    assert len(told["rows"]) == 3 * 3
+
+
 def test_what_is_not_installed_is_left_out_and_said(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

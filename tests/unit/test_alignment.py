@@ -16,6 +16,7 @@ from calm_lightning.alignment import (
     Reading,
     TextAlignment,
     positions_of,
+    sees_all_before,
     share_token_ids,
     visible_tokens,
 )
@@ -256,3 +257,22 @@ def test_equal_tokenizers_need_no_text() -> None:
         [False, True, False],
         [True, False, False],
     ]
+
+
+def test_being_causal_hides_enough_just_where_it_is_said() -> None:
+    """Against the mask itself, over all paddings of three places, with and without a cache."""
+    for real in product([0, 1], repeat=3):
+        mask = torch.tensor([[1, 1, 1], list(real)])
+        for past in (0, 1, 2):
+            new = 3 - past
+            visible = visible_tokens(mask, 2, past, new, mask.device)
+            causal = visible_tokens(None, 2, past, new, mask.device)
+            wanted = mask[:, past:].bool()  # what padding reads matters to nobody
+            same = torch.equal(visible[wanted], causal[wanted])
+            said = sees_all_before(mask, past, new)
+            assert said <= same, (real, past)
+            if past == 0 and real[0]:
+                assert said == same, (real, past)
+    assert sees_all_before(None, 0, 3)
+    assert sees_all_before(None, 5, 1)
+    assert not sees_all_before(None, 5, 2)

@@ -1,5 +1,6 @@
 """A comparison as its file says it: rows, budgets, merging, and what is done again."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from calm_lightning.compare import (
     _next,
     _reason,
+    _see_one_gpu,
     commit,
     draw_samples,
     finished,
@@ -144,7 +146,7 @@ def test_a_comparison_extends_another(file: Path) -> None:
         ({"name": ["a"]}, "cannot be the name of a folder"),
         ({"extends": None}, "`extends` names another file"),
         ({"seeds": [0, 0]}, "seeds must differ"),
-        ({"seeds": [-1]}, "none be negative"),
+        ({"seeds": [-1]}, "be from 0 to 2^32 - 1"),
         ({"workers": -2}, "0 or more, not -2"),
         ({"about": {1: 2, "a": 3}}, "no form as JSON"),
         ({"rows": [{"name": "a", "train": "no"}]}, "train must be true or false"),
@@ -439,3 +441,24 @@ def test_weights_that_cannot_be_had(file: Path, rows: list[Any], wanted: str) ->
 def test_a_control_is_not_kept_without_its_row(file: Path) -> None:
     rows = [{"name": "a"}, {"name": "b", "weights_of": "a"}]
     assert "keeps 'b' without 'a'" in refusal(file, rows=rows, only=["b"])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "seen"),
+    [
+        (0, None, [None] * 3),
+        (1, None, [None] * 3),
+        (2, None, ["0", "1", "0"]),
+        (2, "5,7", ["5", "7", "5"]),
+    ],
+)
+def test_every_worker_has_a_gpu_of_its_own(
+    gpus: int, visible: str | None, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    for worker, wanted in enumerate(seen):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        _see_one_gpu(worker)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == wanted

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calm_lightning.contracts import (
+    STAND_IN,
     CalmError,
     Composition,
     EvaluationSet,
@@ -138,14 +139,30 @@ class Small(Task):
         return [EvaluationSet("all", EXAMPLES, None)]
 
 
-def test_each_process_answers_its_own_share_and_none_twice() -> None:
-    answered = []
-    for rank in range(3):
-        task = Small(evaluation_batch_size=2)
-        task.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # type: ignore[assignment]
-        (loader,) = task.test_dataloader()
-        answered += [example.prompt for batch in loader for example in batch]
+def of_process(task: Small, rank: int, world_size: int) -> Small:
+    task.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank, world_size=world_size, limit_train_batches=1.0
+    )
+    return task
+
+
+@pytest.mark.parametrize("processes", [3, 5, 13])
+def test_each_process_answers_its_own_share_and_none_twice_in_as_many_batches_as_others(
+    processes: int,
+) -> None:
+    answered, batches = [], set()
+    for rank in range(processes):
+        (loader,) = of_process(Small(evaluation_batch_size=2), rank, processes).test_dataloader()
+        answered += [e.prompt for batch in loader for e in batch if e is not STAND_IN]
+        batches.add(len(loader))
     assert sorted(answered, key=int) == [example.prompt for example in EXAMPLES]
+    assert len(batches) == 1  # or one would wait for another that is gone
+
+
+def test_fewer_training_examples_than_processes_are_refused() -> None:
+    of_process(Small(batch_size=4), 0, 11).train_dataloader()
+    with pytest.raises(CalmError, match=r"11 training examples .* among 12 processes"):
+        of_process(Small(batch_size=4), 0, 12).train_dataloader()
 
 
 def test_a_task_goes_on_after_the_batches_that_were_consumed() -> None:

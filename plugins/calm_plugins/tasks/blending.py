@@ -5,6 +5,7 @@ take turns at random in the wanted proportions. Which example stands at an index
 of (seed, index), so any number of processes and any restart see the same ones.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -30,10 +31,10 @@ def shares(
     Raises:
         CalmError: If a weight is negative or none is positive, or the temperature is below 1.
     """
-    if temperature < 1:
+    if not 1 <= temperature < math.inf:
         raise CalmError(f"temperature must be at least 1: got {temperature:g}.")
     weighed = [n ** (1 / temperature) for n in sizes] if weights is None else list(weights)
-    if min(weighed, default=0) < 0 or sum(weighed) <= 0:
+    if min(weighed, default=0) < 0 or not 0 < sum(weighed) < math.inf:  # nan is neither
         raise CalmError(f"Weights are not negative, and one at least is above 0: got {weighed}.")
     return [weight / sum(weighed) for weight in weighed]
 

@@ -1,6 +1,7 @@
 """Files of text as tasks read them: UTF-8, perhaps gzipped, every fault named by file and line."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -11,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json lets it through; no tokenizer takes it
+_UNPACKED = 64 * 2**20  # bytes that any packed file may hold
+_SHRUNK = 200  # times that a larger one may be smaller than what it holds; text is 20 times at most
 
 
 def expand(path: str | Path) -> Path:
     """A path with `~` and environment variables (`$CALM_DATA/flores200`) put in.
 
     Raises:
-        CalmError: If a variable in it is not set.
+        CalmError: If a variable in it is not set, or it begins with the name of no user.
     """
     for braced, plain in _VARIABLE.findall(str(path)):
         if not os.environ.get(braced or plain):
@@ -28,27 +32,35 @@ def expand(path: str | Path) -> Path:
                 f"{path}: the environment variable {braced or plain} is not set. Set it to the "
                 "folder that holds the data, or write the path out."
             )
-    return Path(os.path.expandvars(str(path))).expanduser()
+    try:
+        return Path(os.path.expandvars(str(path))).expanduser()
+    except RuntimeError as error:
+        raise CalmError(f"{path}: {error} Write the path out.") from None
 
 
 def read_text(file: Path) -> str:
     """The text of a file; one whose name ends in `.gz` is unpacked.
 
     Raises:
-        CalmError: If it is missing, a folder, damaged, not UTF-8, or empty.
+        CalmError: If it is missing, no regular file, damaged, not UTF-8, or empty; or if it was
+            packed to hold more than any text of its size does.
     """
-    if file.is_dir():
-        inside = ", ".join(sorted(path.name for path in file.iterdir())[:5]) or "nothing"
-        raise CalmError(f"{file} is a folder; name a file (it contains {inside}).")
     try:
+        if file.is_dir():
+            inside = ", ".join(sorted(path.name for path in file.iterdir())[:5]) or "nothing"
+            raise CalmError(f"{file} is a folder; name a file (it contains {inside}).")
+        if file.exists() and not file.is_file():
+            raise CalmError(f"{file} is a device or a pipe; name a file, which can be read again.")
         content = file.read_bytes()
         if file.suffix == ".gz":
-            content = gzip.decompress(content)
+            content = _unpacked(content, file)
+    except CalmError:
+        raise
     except FileNotFoundError:
         raise CalmError(
             f"{file}: no such file, seen from {Path.cwd()}. Check the path, or give a full one."
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise CalmError(f"{file} cannot be read: {reason}.") from error
     try:
@@ -61,6 +73,18 @@ def read_text(file: Path) -> str:
     if not text.strip():
         raise CalmError(f"{file} is empty: {len(content)} bytes and no text. Name another file.")
     return text
+
+
+def _unpacked(packed: bytes, file: Path) -> bytes:
+    most = max(_UNPACKED, _SHRUNK * len(packed))
+    with gzip.open(io.BytesIO(packed)) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise CalmError(
+            f"{file}: its {len(packed):,} bytes unpack to more than {most:,}, which no text does. "
+            "If it is one nevertheless, unpack it by hand and name that file."
+        )
+    return content
 
 
 def read_lines(file: Path) -> list[str]:
@@ -90,7 +114,7 @@ def read_json_lines(file: Path, example: str) -> Iterator[tuple[str, dict[str, A
             continue
         where = f"{file}, line {number}"
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
         except json.JSONDecodeError as error:
             raise CalmError(
                 f"{where}: not JSON ({error.msg}, column {error.colno}); a line is one object such "
@@ -130,9 +154,21 @@ def text_field(fields: dict[str, Any], name: str, where: str) -> str:
         raise CalmError(f"{where}: {name!r} holds {describe(value)}, not text.")
     if not value.strip():
         raise CalmError(f"{where}: {name!r} is empty. Remove the line, or fill it in.")
-    if _LONE_SURROGATE.search(value):
-        raise CalmError(f"{where}: {name!r} holds half of a \\ud83d\\ude00-style pair of escapes.")
+    require_whole(value, name, where)
     return value
+
+
+def require_whole(text: str, name: str, where: str) -> None:
+    """Refuse a text that cannot be written as UTF-8.
+
+    Raises:
+        CalmError: If it holds half of a pair of escapes.
+    """
+    if _LONE_SURROGATE.search(text):
+        raise CalmError(
+            f"{where}: {name!r} holds half of a \\ud83d\\ude00-style pair of escapes; write both "
+            "halves."
+        )
 
 
 def normal_form(text: str) -> str:
@@ -143,4 +179,4 @@ def normal_form(text: str) -> str:
 def describe(value: object) -> str:
     """What a JSON value is, for a message; numbers, true, false and null speak for themselves."""
     names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
-    return names.get(type(value), json.dumps(value))
+    return names.get(type(value), json.dumps(value, default=repr))

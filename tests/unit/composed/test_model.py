@@ -63,12 +63,12 @@ def test_as_encoder_the_augmenting_model_is_read_at_the_prompt_only(
             return moved
 
         with embedding_changed(encoder.frozen_backbones[1], change):
-            return encoder(input_ids=IDS, labels=labels).logits
+            return encoder(input_ids=IDS, labels=labels).loss
 
-    before = encoder(input_ids=IDS, labels=labels).logits
+    before = encoder(input_ids=IDS, labels=labels).loss
     for target in (4, 6):
         assert torch.equal(changed_at(target), before)
-    assert difference(changed_at(3), before) > 1e-3
+    assert difference(changed_at(3), before) > 1e-4
 
 
 @torch.no_grad()
@@ -177,24 +177,6 @@ def test_backbones_in_bfloat16_are_joined_by_bridges_in_float32() -> None:
     found = read(model, IDS)
     assert found.dtype == torch.bfloat16
     assert difference(found.float(), exact) < 0.2
-
-
-def test_with_labels_the_head_runs_on_target_positions_only(model: ComposedModel) -> None:
-    labels = IDS.clone()
-    labels[:, :5] = -100
-    labels[1] = -100
-    rows: list[int] = []
-    handle = model.anchor.lm_head.register_forward_pre_hook(
-        lambda module, args: rows.append(args[0].shape[:-1].numel())
-    )
-    try:
-        output = model(input_ids=IDS, labels=labels)
-    finally:
-        handle.remove()
-    assert rows == [6]
-    assert output.logits.shape == (6, 37)
-    every = model(input_ids=IDS).logits
-    torch.testing.assert_close(output.logits[:3], every[0, 4:7], rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_targets_is_refused(model: ComposedModel) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 import calm_lightning as calm
-from calm_lightning.composed import ComposedModel
+from calm_lightning.composed import ComposedModel, head
 from calm_lightning.flops import CountFlops
 from calm_lightning.testing import tiny_backbone
 from calm_lightning.testing.case import disturb, seeded, tokens
@@ -78,16 +79,24 @@ def test_in_generation_every_model_reads_every_token_once(model: ComposedModel) 
     }
 
 
-def test_in_training_nothing_runs_that_nobody_reads(model: ComposedModel) -> None:
+def test_in_training_nothing_runs_that_nobody_reads(
+    model: ComposedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = IDS.clone()
     labels[:, :3] = -100
     labels[1] = -100
+    through_head: list[int] = []
+    monkeypatch.setattr(
+        head, "linear", lambda rows, *w: through_head.append(len(rows)) or linear(rows, *w)
+    )
+    assert model.anchor_backbone.head_is_plain  # asked once, and for one token
     with rows_through(**parts(model)) as counted:
         model(input_ids=IDS, attention_mask=MASK, labels=labels)
     all_rows = ROWS * LENGTH
+    assert through_head == [4]
     assert counted == {
         **{f"anchor {i}": all_rows for i in range(4)},
-        "anchor head": 4,
+        "anchor head": 0,  # what it was wanted for is there already
         "augmenting 0": all_rows,
         "augmenting 1": all_rows,
     }

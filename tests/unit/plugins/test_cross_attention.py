@@ -13,8 +13,8 @@ from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.cross_attention.composition import (
     CrossAttentionBridge,
     root_mean_square,
-    rotate,
 )
+from calm_plugins.compositions.cross_attention.rotary import rotate
 
 ANCHOR, AUGMENTING, HEADS = 12, 10, 3
 
@@ -165,7 +165,67 @@ def test_memory_that_is_made_bit_by_bit_is_the_same(given: dict[str, Tensor]) ->
         torch.testing.assert_close(kept, torch.cat([first, second], dim=-2))
 
 
+def test_maps_that_are_made_one_say_the_same_and_follow_the_weights(
+    given: dict[str, Tensor],
+) -> None:
+    bridge = make()
+    states, places = given["augmenting"], given["places"]
+
+    def check() -> tuple[Tensor, ...]:
+        one_by_one = bridge.remember(states, places)  # with a gradient, and few states
+        with torch.no_grad():
+            at_once = bridge.remember(states, places)
+        torch.testing.assert_close(at_once, one_by_one)
+        return at_once
+
+    found = [check()]
+    with torch.no_grad():
+        bridge.value.weight.add_(1.0)  # as optimizers do
+    found.append(check())
+    bridge.load_state_dict(make().state_dict())
+    found.append(check())
+    bridge.project.weight.data = 2 * bridge.project.weight.data
+    found.append(check())
+    assert torch.equal(found[0][1], found[2][1])
+    assert not torch.allclose(found[0][1], found[1][1])
+    assert not torch.allclose(found[0][1], found[3][1])
+
+
+def test_maps_that_are_made_one_do_not_outlive_training(given: dict[str, Tensor]) -> None:
+    bridge = make()
+    with torch.no_grad():
+        before = bridge.remember(given["augmenting"], given["places"])
+        bridge.train()
+        with torch.autograd._unsafe_preserve_version_counter(bridge.key.weight):
+            bridge.key.weight.add_(1.0)  # as weights that are spread over processes change
+        after = bridge.eval().remember(given["augmenting"], given["places"])
+    assert not torch.allclose(before[0], after[0])
+
+
+def test_no_mask_means_causal(given: dict[str, Tensor]) -> None:
+    bridge = make(same_place=5.0)
+    memory = bridge.remember(given["augmenting"], given["places"])
+    everything = torch.ones(2, 5, 5, dtype=torch.bool)
+    anchor, places = given["anchor"], given["places"]
+    torch.testing.assert_close(
+        bridge(anchor, memory, None, places), bridge(anchor, memory, everything.tril(), places)
+    )
+    newest = anchor[:, 4:], memory, None, places[:, 4:]
+    masked = anchor[:, 4:], memory, everything[:, 4:], places[:, 4:]
+    torch.testing.assert_close(bridge(*newest), bridge(*masked))
+
+
 # ------------------------------------------------------------------ positions
+
+
+def test_turns_are_those_of_the_positions_as_they_are_now() -> None:
+    positions, x = torch.arange(4)[None], torch.randn(1, 1, 4, 6)
+    before = rotate(x, positions)
+    assert torch.equal(rotate(x, positions.clone()), before)
+    positions += 3
+    torch.testing.assert_close(rotate(x, positions), rotate(x, torch.arange(3, 7)[None]))
+    assert not torch.allclose(rotate(x, positions), before)
+    assert not torch.allclose(rotate(x, positions, 50.0), rotate(x, positions))
 
 
 @pytest.mark.parametrize("base", [10_000.0, 50.0])

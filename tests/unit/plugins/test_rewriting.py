@@ -1,5 +1,6 @@
 """Rewriting: candidates that are drawn once and kept, and a small model that learns from them."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,9 @@ def test_two_that_write_at_a_time_disturb_each_other_in_nothing(tmp_path: Path) 
     for prompt in PROMPTS:
         one.fill([prompt])
         two.fill([prompt + "2"])
+    written = [shard.read_text() for shard in shards(tmp_path)]
+    one.fill([prompt + "2" for prompt in PROMPTS])  # the other one has drawn them
+    assert [shard.read_text() for shard in shards(tmp_path)] == written
     assert len(built(cache=str(tmp_path)).pool.store) == 6
     assert len(shards(tmp_path)) == 2
 
@@ -217,6 +221,18 @@ def test_of_a_cache_of_another_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(CalmError, match=rf"no candidates of 'large 5'.*has model='{print_of_it}"):
         strange.encode(PROMPTS)
     assert shards(tmp_path)[0].read_bytes() == before
+
+
+def test_of_a_cache_of_another_tokenizer_is_told(tmp_path: Path) -> None:
+    filled(tmp_path, sampled=1)
+    same_weights = anchor()
+    same_weights.tokenizer = copy.deepcopy(same_weights.require_tokenizer())
+    same_weights.tokenizer.add_tokens(["12"])
+    strange = Rewriting(**{**FEW, "cache": str(tmp_path), "live": False}).compose(
+        same_weights, [small()]
+    )
+    with pytest.raises(CalmError, match=r"no candidates of 'large 0'.*has tokenizer='"):
+        strange.encode(PROMPTS)
 
 
 def test_a_folder_that_was_renamed_is_refused(tmp_path: Path) -> None:

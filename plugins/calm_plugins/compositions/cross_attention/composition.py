@@ -24,7 +24,7 @@ Where this differs from the paper, which leaves all of it open:
 - No biases, except in f_proj: a bias on keys has no effect through the softmax.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,7 @@ from typing_extensions import override
 from calm_lightning.backbone import Backbone
 from calm_lightning.composed import Bridge, HiddenStateComposition, Memory, attention_weights
 from calm_lightning.contracts import CalmError
+from calm_plugins.compositions.cross_attention.rotary import rotate
 
 Positions = Literal["rotary", "none"]
 
@@ -111,6 +112,14 @@ class CrossAttention(HiddenStateComposition):
         )
 
 
+class _Merged(NamedTuple):
+    """A bridge's maps from states to keys and values, as one."""
+
+    made_of: tuple[tuple[int, int], ...]
+    weight: Float[Tensor, "both augmenting_width"]
+    bias: Float[Tensor, " both"]
+
+
 class CrossAttentionBridge(Bridge):
     """The layer above, for one connection.
 
@@ -128,6 +137,8 @@ class CrossAttentionBridge(Bridge):
     Raises:
         CalmError: If the heads do not divide the width.
     """
+
+    takes_causal = True
 
     def __init__(
         self,
@@ -166,6 +177,7 @@ class CrossAttentionBridge(Bridge):
         self.query_norm = nn.RMSNorm(anchor_width) if normalize else nn.Identity()
         self.state_norm = nn.RMSNorm(anchor_width) if normalize else nn.Identity()
         nn.init.zeros_(self.out.weight)
+        self._merged: _Merged | None = None
         self.query_place = self.key_place = None
         if same_place:
             start = _place(anchor_width // num_heads, same_place)
@@ -194,12 +206,16 @@ class CrossAttentionBridge(Bridge):
         self,
         anchor_states: Float[Tensor, "batch anchor_seq anchor_width"],
         memory: Memory,
-        visible: Bool[Tensor, "batch anchor_seq augmenting_seq"],
+        visible: Bool[Tensor, "batch anchor_seq augmenting_seq"] | None,
         positions: Int[Tensor, "batch anchor_seq"],
     ) -> Float[Tensor, "batch anchor_seq anchor_width"]:
         key, value = memory
         query = self._asked(anchor_states, positions)
-        read = scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
+        if visible is None:
+            causal = query.shape[2] > 1  # a single new token reads all there is
+            read = scaled_dot_product_attention(query, key, value, is_causal=causal)
+        else:
+            read = scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
         added = self.out(read.transpose(1, 2).flatten(2))
         return added * root_mean_square(anchor_states) if self.relative else added
 
@@ -221,22 +237,44 @@ class CrossAttentionBridge(Bridge):
     ]:
         """Keys and values without positions.
 
-        With a gradient W_K f_proj and W_V f_proj are each made one map first, where that is less
-        work: the states themselves want no gradient, so most of the way back falls away.
+        W_K f_proj and W_V f_proj are each made one map first, where nothing stands between them and
+        that is less work: in generation, where the maps are kept, and with a gradient where states
+        are many, for the states themselves want none and most of the way back falls away.
         """
+        if not isinstance(self.state_norm, nn.Identity):
+            projected = self.state_norm(self.project(states))
+            return self.key(projected), self.value(projected)
+        kept = type(self.project.weight.data) is Tensor  # parts of weights, and fakes, are not
+        if kept and not (self.training or torch.is_grad_enabled()):
+            if self._merged is None or self._merged.made_of != self._versions():
+                both = zip(self._merge(self.key), self._merge(self.value), strict=True)
+                self._merged = _Merged(self._versions(), *map(torch.cat, both))
+            key, value = linear(states, self._merged.weight, self._merged.bias).chunk(2, -1)
+            return key, value
         wide, narrow = self.key.in_features, self.project.in_features
         # Multiplications there and back, in units of 2 D_B
         saved, spent = states.shape[:-1].numel() * (3 * wide - narrow), 3 * wide * narrow
-        linear_only = isinstance(self.state_norm, nn.Identity)
-        if not (linear_only and torch.is_grad_enabled() and saved > spent):
-            projected = self.state_norm(self.project(states))
-            return self.key(projected), self.value(projected)
-        weight, bias = self.project.weight, self.project.bias
-        key, value = (
-            linear(states, second @ weight, second @ bias)
-            for second in (self.key.weight, self.value.weight)
-        )
-        return key, value
+        if torch.is_grad_enabled() and saved > spent:
+            return linear(states, *self._merge(self.key)), linear(states, *self._merge(self.value))
+        projected = self.project(states)
+        return self.key(projected), self.value(projected)
+
+    def _merge(
+        self, second: nn.Linear
+    ) -> tuple[Float[Tensor, "anchor_width augmenting_width"], Float[Tensor, " anchor_width"]]:
+        """W_K f_proj or W_V f_proj, and what it adds."""
+        return second.weight @ self.project.weight, second.weight @ self.project.bias
+
+    def _versions(self) -> tuple[tuple[int, int], ...]:
+        """Another value whenever the weights that `_merge` reads have changed."""
+        weights = self.project.weight, self.project.bias, self.key.weight, self.value.weight
+        return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+
+    @override
+    def train(self, mode: bool = True) -> "CrossAttentionBridge":
+        # Where weights are spread over processes their versions do not tell.
+        self._merged = None
+        return super().train(mode)
 
     def _asked(
         self,
@@ -252,23 +290,6 @@ class CrossAttentionBridge(Bridge):
         self, x: Float[Tensor, "batch seq width"]
     ) -> Float[Tensor, "batch heads seq head_width"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def rotate(
-    x: Float[Tensor, "batch heads seq head_width"],
-    positions: Int[Tensor, "batch seq"],
-    base: float = 10_000.0,
-) -> Float[Tensor, "batch heads seq head_width"]:
-    """Rotary position embedding (`RoFormer <https://arxiv.org/abs/2104.09864>`_, section 3.2.2).
-
-    Entries k and k + half of a head turn together, as in Llama.
-    """
-    half = x.shape[-1] // 2
-    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = positions[:, None, :, None].float() * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def root_mean_square(

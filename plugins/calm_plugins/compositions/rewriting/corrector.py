@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -161,10 +160,9 @@ def load_corrector(source: BackboneSource) -> Corrector:
         model = _encoder_decoder(source, path, config, options)
     except CalmError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise CalmError(
-            f"The corrector {source.path!r} could not be loaded: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # whatever libraries meet in files that they did not expect
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise CalmError(f"The corrector {source.path!r} could not be loaded: {reason}") from error
     return EncoderDecoder(model, tokenizer, source.path)
 
 

@@ -40,7 +40,11 @@ class Pool:
         """
         if self._opened is None:
             backbone = self.model.backbone
-            about = {"model": backbone.fingerprint(), **asdict(self.drawing)}
+            about = {
+                "model": backbone.fingerprint(),
+                "tokenizer": backbone.tokenizer_fingerprint(),
+                **asdict(self.drawing),
+            }
             about["stop"] = list(self.drawing.stop)
             self._opened = Store(self.cache, about, self.drawing.count)
         return self._opened
@@ -52,6 +56,9 @@ class Pool:
             CalmError: If some are not in the cache and may not, or cannot, be drawn.
         """
         lacking = missing(self.store, prompts)
+        if lacking:
+            self.store.look_again()
+            lacking = missing(self.store, prompts)
         if lacking and not self.live:
             raise CalmError(self._not_in_cache(lacking))
         if lacking and get_worker_info() is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json
 
 ABOUT = "about.json"
 
@@ -40,6 +41,7 @@ class Store:
         self.folder = folder
         self._known: dict[str, Candidates] = {}
         self._shard: Path | None = None
+        self._sizes: dict[Path, int] = {}  # of the files that were read, when they were
         if folder is not None:
             self._read()
 
@@ -79,6 +81,16 @@ class Store:
             ) from error
         self._shard = shard
 
+    def look_again(self) -> None:
+        """Take in what other processes have written by now.
+
+        Raises:
+            CalmError: If a file is damaged.
+        """
+        for file in sorted(self.place.glob("*.jsonl")) if self.place is not None else ():
+            if file != self._shard and file.stat().st_size != self._sizes.get(file):
+                self._read_shard(file)
+
     def others(self) -> list[str]:
         """What the other folders of the cache hold, each in a sentence."""
         if self.folder is None or not self.folder.is_dir():
@@ -117,10 +129,12 @@ class Store:
             self._read_shard(file)
 
     def _read_shard(self, file: Path) -> None:
-        lines = file.read_bytes().split(b"\n")
+        content = file.read_bytes()
+        self._sizes[file] = len(content)
+        lines = content.split(b"\n")
         for number, line in enumerate(lines[:-1], start=1):  # what has no end was not written
             try:
-                said = json.loads(line)
+                said = parse_json(line)
                 prompt, candidates = said["prompt"], tuple(said["candidates"])
                 if not isinstance(prompt, str) or not isinstance(said["candidates"], list):
                     raise TypeError("a text as prompt and a list of candidates are wanted")
@@ -129,7 +143,7 @@ class Store:
                     f"{file}, line {number} is damaged ({error!r}). Delete that line; its "
                     "candidates are drawn again, and the others are kept."
                 ) from None
-            if len(candidates) != self.count or not all(isinstance(c, str) for c in candidates):
+            if len(candidates) != self.count or not all(map(_is_text, candidates)):
                 raise CalmError(
                     f"{file}, line {number}: {len(candidates)} candidates where {self.count} texts "
                     "should be. Delete that line; its candidates are drawn again."
@@ -143,9 +157,14 @@ def key_of(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
+def _is_text(said: Any) -> bool:
+    """Whether this is a text that a tokenizer takes: half of a pair of escapes is none."""
+    return isinstance(said, str) and not any("\ud800" <= one <= "\udfff" for one in said)
+
+
 def _read_about(file: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        about: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         about.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise CalmError(

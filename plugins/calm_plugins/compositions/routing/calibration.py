@@ -4,7 +4,6 @@ As the released code of `RouteLLM <https://arxiv.org/abs/2406.18665>`_ does: the
 quantile of the scores of some prompts. Nothing but prompts is needed.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def read_prompts(file: Path) -> Sequence[str]:
 def _prompt(line: str, where: str) -> str:
     expected = 'expected an object such as {"prompt": "2+2="}'
     try:
-        prompt = json.loads(line)["prompt"]
+        prompt = parse_json(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise CalmError(f"{where}: {expected} ({error!r}).") from None
     if not isinstance(prompt, str):

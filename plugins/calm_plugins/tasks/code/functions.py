@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.contracts import CalmError
-from calm_plugins.tasks.reading import describe, expand, field, read_json_lines, text_field
+from calm_plugins.tasks.reading import (
+    describe,
+    expand,
+    field,
+    read_json_lines,
+    require_whole,
+    text_field,
+)
 
 STANDARD_LIBRARY = "stdlib"
 
@@ -70,6 +77,7 @@ def read_functions(source: str | Path) -> list[Function]:
     functions = [
         each
         for file in sorted(folder.rglob("*.py"))
+        if file.is_file()  # to open a pipe would wait for ever
         if not _SKIPPED_FOLDERS & set(file.relative_to(folder).parts)
         for each in _from_python(file, str(file.relative_to(folder)))
     ]
@@ -96,6 +104,7 @@ def _tokens_or_text(fields: dict[str, Any], name: str, where: str) -> str:
     joined = " ".join(" ".join(tokens).split())
     if not joined:
         raise CalmError(f"{where}: '{name}_tokens' is empty. Remove the line, or fill it in.")
+    require_whole(joined, f"{name}_tokens", where)
     return joined
 
 
@@ -103,7 +112,7 @@ def _from_python(file: Path, name: str) -> Iterator[Function]:
     try:
         source = file.read_text(encoding="utf-8")
         module = ast.parse(source)
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return  # test data and other versions' files lie among those of a library
     lines = source.splitlines(keepends=True)
     held_out = _is_held_out(name)

@@ -188,8 +188,8 @@ def _bindings(module: ast.Module) -> tuple[set[str], dict[str, str]]:
 def _parse(source: str, name: str, where: str) -> ast.Module:
     try:
         return ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise CalmError(f"{where}: {name!r} is not Python: {error}.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise CalmError(f"{where}: {name!r} is not Python: {error or repr(error)}.") from None
 
 
 def _with_different_ids(file: Path, problems: list[Problem]) -> list[Problem]:

@@ -81,7 +81,11 @@ def _published(file: Path, prompts: Prompts, language: str) -> list[tuple[str, s
         asked = found[language]
         worked = found["en"] if prompts.style == "english" else asked
         pairs = [(asked[each]["q"], worked[each]["a"]) for each in asked]
-    except (SyntaxError, StopIteration, ValueError, TypeError, KeyError) as error:
+        if not all(isinstance(text, str) for pair in pairs for text in pair):
+            raise TypeError("q and a are texts")
+    except (
+        SyntaxError, StopIteration, ValueError, TypeError, KeyError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         raise CalmError(
             f"{file} is not MGSM's exemplars.py: {_PUBLISHED} with q and a for the language "
             f"{language!r} is expected ({type(error).__name__}: {error})."

@@ -13,7 +13,7 @@ from typing import Any
 from calm_lightning.contracts import CalmError
 from calm_plugins.tasks.gsm.languages import LANGUAGES
 from calm_plugins.tasks.gsm.numbers import read_number
-from calm_plugins.tasks.reading import field, read_json_lines, read_lines, text_field
+from calm_plugins.tasks.reading import describe, field, read_json_lines, read_lines, text_field
 
 _LANGUAGE_IN_NAME = re.compile(r"[_.-]([a-z]{2})(?:\.\w+)+$")
 _EXAMPLE = '{"question": "...", "answer": "48 / 2 = 24\\n#### 24"}'
@@ -78,14 +78,17 @@ def _read_json(file: Path, language: str) -> Iterator[Problem]:
 
 def _answer(fields: dict[str, Any], where: str) -> tuple[str, str | None]:
     """The number, and the solution if there is one."""
-    if fields.get("answer_number") is not None:  # the hub's MGSM; its exemplars have solutions too
-        worked = fields.get("answer")
-        return _checked(str(fields["answer_number"]), where), worked if worked else None
+    number = fields.get("answer_number")
+    if number is not None and not isinstance(number, int | float | str):
+        raise CalmError(f"{where}: 'answer_number' holds {describe(number)}, not a number.")
+    if number is not None:  # the hub's MGSM; its exemplars have solutions too
+        worked = text_field(fields, "answer", where) if fields.get("answer") else None
+        return _checked(str(number), where), worked
     if isinstance(field(fields, "answer", where), int | float):
         return _checked(str(fields["answer"]), where), None
     whole = text_field(fields, "answer", where)
-    solution, mark, number = whole.rpartition("####")
-    return _checked(number, where), solution.rstrip() if mark else None
+    solution, mark, last = whole.rpartition("####")
+    return _checked(last, where), solution.rstrip() if mark else None
 
 
 def _checked(number: str, where: str) -> str:

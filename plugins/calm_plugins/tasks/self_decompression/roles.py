@@ -146,7 +146,7 @@ class Chat(Roles):
             written: str = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=asks
             )
-        except (TemplateError, KeyError, TypeError) as error:
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise CalmError(
                 f"The chat template of {self.name!r} refuses these messages: {error}"
             ) from error

@@ -7,6 +7,7 @@ that is stopped in the middle of a line leaves a line without an end, which is t
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,19 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from calm_lightning.contracts import CalmError
+from calm_lightning.plain_data import parse_json
 from calm_plugins.tasks.self_decompression.tree import ROOT, Corpus, Dropped, Node
 
 _NAMES = ("path",)
 """What is told about a model and does not decide anything."""
+
+_ID = re.compile(rf"{ROOT}(\.\d{{1,9}})+")
+_KINDS = {"id": str, "text": str, "start": str, "seed": int, "tokens": int, "ended": bool}
+_FIGURES = (
+    "drawn", "kept", "empty", "duplicate", "surplus", "tokens", "distinct_1", "distinct_2",
+    "self_similarity",
+)  # fmt: skip
+"""What is said of a tree when it is there."""
 
 
 class Store:
@@ -46,6 +56,7 @@ class Store:
             return
         self.corpus = parse(file, content)
         _refuse_other(file, self.corpus.about, about)
+        self.corpus.about = about
         whole = content.rindex(b"\n") + 1
         if whole < len(content):
             rank_zero_info(
@@ -113,6 +124,12 @@ def read(file: Path) -> Corpus:
     corpus = parse(file, content)
     if corpus.statistics is None:
         raise CalmError(f"{file} is not finished. Start the run again, and it goes on.")
+    for node in corpus.nodes.values():
+        if node.parent not in corpus.nodes and node.parent != ROOT:
+            raise CalmError(
+                f"{file}: the text {node.id} belongs under {node.parent}, which is not there. "
+                "Delete its line."
+            )
     return corpus
 
 
@@ -133,13 +150,30 @@ def parse(file: Path, content: bytes) -> Corpus:
                 corpus.judged.add(said["judged"])
                 corpus.dropped |= {name: Dropped(**one) for name, one in said["dropped"].items()}
             elif "statistics" in said:
-                corpus.statistics = said["statistics"]
+                corpus.statistics = _statistics(said["statistics"])
             else:
-                node = Node(**{name: said[name] for name in Node.__dataclass_fields__})
+                node = _node(said)
                 corpus.nodes[node.id] = node
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalmError(_damaged(where, repr(error))) from None
     return corpus
+
+
+def _node(said: Mapping[str, Any]) -> Node:
+    for name, kind in _KINDS.items():
+        if type(said[name]) is not kind:
+            raise TypeError(f"{name} is {str(said[name])[:40]!r}")
+    if not _ID.fullmatch(said["id"]):
+        raise ValueError(f"id is {said['id'][:40]!r}")
+    (said["text"] + said["start"]).encode()  # half of a pair of escapes cannot be
+    return Node(**{name: said[name] for name in _KINDS})
+
+
+def _statistics(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in _FIGURES:
+        if not isinstance(said[name], int | float):
+            raise TypeError(f"{name} is {str(said[name])[:40]!r}")
+    return said
 
 
 def _said(node: Node) -> dict[str, Any]:
@@ -165,7 +199,7 @@ def _objects(file: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # the rest has no end
         where = f"{file}, line {number}"
         try:
-            said = json.loads(line)
+            said = parse_json(line)
             said.keys()
         except (ValueError, AttributeError) as error:
             if number == 1:

@@ -1,10 +1,10 @@
 """Training and evaluation on one's own files: JSON lines with prompts and targets, or plain text.
 
 Which of the two a file is, its name says: `.jsonl`, `.ndjson` and `.json` are JSON lines, anything
-else is plain text. README.md beside this file has an example of each.
+else is plain text; `.gz` behind either is unpacked. README.md beside this file has an example of
+each.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
+from calm_plugins.tasks.reading import describe, read_json_lines, read_text, require_whole
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _SPACE = re.compile(r"\s")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json lets it through; no tokenizer takes it
 
 
 class TextFile(Task):
@@ -115,11 +115,10 @@ class TextFile(Task):
 
     def _read(self, file: Path) -> list[Example]:
         if file not in self._files_read:
-            text = _read_text(file)
             if _is_json_lines(file):
-                examples = _read_json_lines(file, text, self.prompt_field, self.target_field)
+                examples = _read_json_lines(file, self.prompt_field, self.target_field)
             else:
-                pieces = cut(text, self.characters)
+                pieces = cut(read_text(file), self.characters)
                 examples = [Example("", piece, ends=False) for piece in pieces]
             self._files_read[file] = examples
         return self._files_read[file]
@@ -152,48 +151,13 @@ def cut(text: str, characters: int) -> list[str]:
 
 
 def _is_json_lines(file: Path) -> bool:
-    return file.suffix.lower() in _JSON_LINES
+    return file.name.removesuffix(".gz").lower().endswith(_JSON_LINES)
 
 
-def _read_text(file: Path) -> str:
-    if file.is_dir():
-        inside = ", ".join(sorted(path.name for path in file.iterdir())[:5]) or "nothing"
-        raise CalmError(f"{file} is a folder; name a file (it contains {inside}).")
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise CalmError(
-            f"{file}: no such file, seen from {Path.cwd()}. Check the path, or give a full one."
-        ) from None
-    except OSError as error:
-        raise CalmError(f"{file} cannot be read: {error.strerror}.") from error
-    try:
-        text = content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise CalmError(
-            f"{file} is not UTF-8: byte {error.start} (0x{content[error.start]:02x}) does not fit. "
-            f"If it is Latin-1: iconv -f latin1 -t utf-8 {file} > {file.stem}.utf8{file.suffix}"
-        ) from None
-    if not text.strip():
-        raise CalmError(f"{file} is empty: {len(content)} bytes and no text. Name another file.")
-    return text
-
-
-def _read_json_lines(file: Path, text: str, prompt_field: str, target_field: str) -> list[Example]:
-    expected = f'a line is one object such as {{"{prompt_field}": "2+2=", "{target_field}": "4"}}'
+def _read_json_lines(file: Path, prompt_field: str, target_field: str) -> list[Example]:
+    example = f'{{"{prompt_field}": "2+2=", "{target_field}": "4"}}'
     examples = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is no end
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CalmError(
-                f"{where}: not JSON ({error.msg}, column {error.colno}); {expected}."
-            ) from None
-        if not isinstance(fields, dict):
-            raise CalmError(f"{where}: {_kind(fields)} instead of an object; {expected}.")
+    for where, fields in read_json_lines(file, example):
         for name in (prompt_field, target_field):
             if name not in fields:
                 raise CalmError(
@@ -202,20 +166,13 @@ def _read_json_lines(file: Path, text: str, prompt_field: str, target_field: str
                 )
             if not isinstance(fields[name], str):
                 raise CalmError(
-                    f"{where}: {name!r} holds {_kind(fields[name])}, not text; {expected}."
+                    f"{where}: {name!r} holds {describe(fields[name])}, not text; a line is one "
+                    f"object such as {example}."
                 )
         prompt, target = fields.pop(prompt_field), fields.pop(target_field)
         if not target:
             raise CalmError(f"{where}: {target_field!r} is empty, so there is nothing to learn.")
-        if _LONE_SURROGATE.search(prompt + target):
-            raise CalmError(
-                f"{where}: half of a \\ud83d\\ude00-style pair of escapes; write both halves."
-            )
+        require_whole(prompt, prompt_field, where)
+        require_whole(target, target_field, where)
         examples.append(Example(prompt, target, fields))
     return examples
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, for a message; numbers, true, false and null speak for themselves."""
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
-    return names.get(type(value), json.dumps(value))

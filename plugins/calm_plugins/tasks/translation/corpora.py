@@ -102,6 +102,11 @@ def split_direction(asked: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def with_codes(text: str, source: str, target: str) -> str:
+    """A text in which codes stand where it says `{source}` and `{target}`."""
+    return text.replace("{source}", source).replace("{target}", target)
+
+
 def listed(names: Sequence[str]) -> str:
     """Names for a message; of many only the first."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

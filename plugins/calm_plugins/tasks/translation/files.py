@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from calm_lightning.contracts import CalmError
 from calm_plugins.tasks.reading import expand, read_json_lines, read_lines, text_field
-from calm_plugins.tasks.translation.corpora import Corpus, Pair, listed
+from calm_plugins.tasks.translation.corpora import Corpus, Pair, listed, with_codes
 from calm_plugins.tasks.translation.languages import CODE
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -37,7 +37,7 @@ class LineFiles(Corpus):
     def paths(self) -> Mapping[str, Path]:
         """The file of each language."""
         if isinstance(self.files, str):
-            return {found["language"]: file for found, file in matching(self.files)}
+            return {found["language"]: file for found, file in matching(self.files, "language")}
         return {code: expand(file) for code, file in self.files.items()}
 
     @override
@@ -91,7 +91,7 @@ class Flores(LineFiles):
     def paths(self) -> Mapping[str, Path]:
         below = f"{self.folder}/{self.split}"
         inner = below if expand(below).is_dir() else self.folder
-        files = matching(f"{inner}/{{language}}.{self.split}")
+        files = matching(f"{inner}/{{language}}.{self.split}", "language")
         return {found["language"]: file for found, file in files}
 
 
@@ -141,6 +141,9 @@ class PairFiles(Corpus):
                 f"{files}: give the languages of the pairs either in the path, as {{source}} and "
                 "{target}, or as languages: [deu, eng]."
             )
+        for each in fields or ():
+            if isinstance(each, int) and each < 1:
+                raise CalmError(f"{files}: columns count from 1, so fields={list(fields or ())}.")
         self.files, self.languages, self.fields = files, languages, fields
         self._pairs: dict[Path, list[Pair]] = {}
 
@@ -151,7 +154,8 @@ class PairFiles(Corpus):
         """The file of each pair of languages."""
         if self.languages is not None:
             return {self.languages: expand(self.files)}
-        return {(found["source"], found["target"]): file for found, file in matching(self.files)}
+        files = matching(self.files, "source", "target")
+        return {(found["source"], found["target"]): file for found, file in files}
 
     @override
     def directions(self) -> Sequence[tuple[str, str]]:
@@ -169,9 +173,8 @@ class PairFiles(Corpus):
 
     def _read(self, file: Path, source: str, target: str) -> list[Pair]:
         if file not in self._pairs:
-            codes = {"source": source, "target": target}
             fields = [
-                each if isinstance(each, int) else each.format(**codes)
+                each if isinstance(each, int) else with_codes(each, source, target)
                 for each in self.fields or ()
             ]
             is_json = file.name.removesuffix(".gz").endswith(_JSON_LINES)
@@ -194,13 +197,20 @@ class Tatoeba(PairFiles):
         self.folder = folder
 
 
-def matching(pattern: str) -> Iterator[tuple[dict[str, str], Path]]:
+def matching(pattern: str, *fields: str) -> Iterator[tuple[dict[str, str], Path]]:
     """The files that fit a pattern such as `folder/{language}.txt`, with the codes in their names.
 
+    Args:
+        pattern: Where the files are.
+        fields: What it must hold, each once.
+
     Raises:
-        CalmError: If the folder is not there.
+        CalmError: If it holds something else, or the folder is not there.
     """
     pattern = str(expand(pattern))
+    if sorted(re.findall(r"\{(\w+)\}", pattern)) != sorted(fields):
+        wanted = " and ".join(f"{{{field}}}" for field in fields)
+        raise CalmError(f"{pattern}: {wanted} must stand in it, once, and no other field.")
     folder = Path(pattern.partition("{")[0] + "x").parent
     if not folder.is_dir():
         raise CalmError(

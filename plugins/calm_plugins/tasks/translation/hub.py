@@ -7,8 +7,8 @@ from typing import Any
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError
-from calm_plugins.tasks.reading import field
-from calm_plugins.tasks.translation.corpora import Corpus, Pair
+from calm_plugins.tasks.reading import describe, field
+from calm_plugins.tasks.translation.corpora import Corpus, Pair, with_codes
 
 
 class Hub(Corpus):
@@ -60,10 +60,13 @@ class Hub(Corpus):
         return self._pairs[source, target]
 
     def _read(self, source: str, target: str) -> Iterator[Pair]:
-        names = [each.format(source=source, target=target) for each in self.fields]
+        names = [with_codes(each, source, target) for each in self.fields]
         for number, row in enumerate(islice(self._rows(source, target), self.rows), start=1):
             where = f"{self.name}, split {self.split}, row {number}"
             one, other = (field(row, name, where) for name in names)
+            for name, value in zip(names, (one, other), strict=True):
+                if value is not None and not isinstance(value, str):
+                    raise CalmError(f"{where}: {name!r} holds {describe(value)}, not text.")
             if one and other and one.strip() and other.strip():
                 yield one, other
 
@@ -74,8 +77,8 @@ class Hub(Corpus):
             raise CalmError(
                 "Data sets of the hub need the package datasets: pip install 'calm-lightning[hub]'."
             ) from None
-        orders = [{"source": source, "target": target}, {"source": target, "target": source}]
-        configs = list(dict.fromkeys(self.config and self.config.format(**o) for o in orders))
+        orders = [(source, target), (target, source)]
+        configs = list(dict.fromkeys(self.config and with_codes(self.config, *o) for o in orders))
         options = {"split": self.split, "streaming": self.streaming, "revision": self.revision}
         problem: Exception | None = None
         for config in configs:

@@ -1,5 +1,6 @@
 """What a user says about one corpus: what is learnt from it, and what is asked."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -51,7 +52,7 @@ class TrainingPart:
             raise CalmError(f"{where}: kind is {self.kind!r}, not {' or '.join(get_args(Kind))}.")
         if not 0 < self.share <= 1:
             raise CalmError(f"{where}: share is above 0 and at most 1: got {self.share}.")
-        if self.weight is not None and self.weight <= 0:
+        if self.weight is not None and not 0 < self.weight < math.inf:
             raise CalmError(f"{where}: weight must be above 0: got {self.weight}.")
 
 

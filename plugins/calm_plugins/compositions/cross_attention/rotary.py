@@ -1,0 +1,57 @@
+"""Rotary position embedding, `RoFormer <https://arxiv.org/abs/2104.09864>`_, section 3.2.2."""
+
+import weakref
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def rotate(
+    x: Float[Tensor, "batch heads seq head_width"],
+    positions: Int[Tensor, "batch seq"],
+    base: float = 10_000.0,
+) -> Float[Tensor, "batch heads seq head_width"]:
+    """Queries or keys, turned by their positions.
+
+    Entries k and k + half of a head turn together, as in Llama.
+    """
+    half = x.shape[-1] // 2
+    cos, sin = _turns(positions, half, base, x.dtype)
+    return x * cos + x.roll(half, -1) * sin
+
+
+class _Turns(NamedTuple):
+    """Cosines and signed sines of one tensor of positions."""
+
+    positions: "weakref.ref[Tensor]"
+    version: int
+    cos: Float[Tensor, "batch 1 seq head_width"]
+    sin: Float[Tensor, "batch 1 seq head_width"]
+
+
+# All bridges of a forward pass are given the same positions, once for queries and once for keys.
+_last: dict[tuple[int, float, torch.dtype], _Turns] = {}
+
+
+def _turns(
+    positions: Int[Tensor, "batch seq"], half: int, base: float, dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch 1 seq head_width"], Float[Tensor, "batch 1 seq head_width"]]:
+    if torch.compiler.is_compiling():
+        return _compute(positions, half, base, dtype)
+    version = 0 if positions.is_inference() else positions._version
+    known = _last.get((half, base, dtype))
+    if known is None or known.positions() is not positions or known.version != version:
+        turned = _compute(positions, half, base, dtype)
+        known = _last[half, base, dtype] = _Turns(weakref.ref(positions), version, *turned)
+    return known.cos, known.sin
+
+
+def _compute(
+    positions: Tensor, half: int, base: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    frequencies = base ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+    angles = positions[:, None, :, None].float() * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)

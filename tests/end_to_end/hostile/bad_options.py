@@ -1,0 +1,97 @@
+"""Options of the commands that are out of all range, and files that they name."""
+
+from .ground import Case, backbone, config, first, folder, linked, model, run
+
+ASK = "generate m --prompt 1+2="
+ESTIMATE = "estimate -c c.yaml"
+FILES = {"m": model()}
+CONFIG = {"c.yaml": config()}
+
+CASES = [
+    # ------------------------------------------------------------------ generate
+    Case("generate: no end of tokens", f"{ASK} --max-new-tokens {10**30}", ("128",), FILES),
+    Case("generate: tokens that are a word", f"{ASK} --max-new-tokens many", ("many",), FILES),
+    Case("generate: too many beams", f"{ASK} --num-beams {10**30}", ("--num-beams",), FILES),
+    Case("generate: a temperature that is no number", f"{ASK} --sample --temperature nan",
+         ("--temperature", "nan"), FILES),
+    Case("generate: a temperature without end", f"{ASK} --sample --temperature inf",
+         ("--temperature", "inf"), FILES),
+    Case("generate: a seed beyond all numbers", f"{ASK} --sample --seed {10**30}",
+         ("--seed",), FILES),
+    Case("generate: a seed below 0", f"{ASK} --sample --seed -1", ("--seed",), FILES),
+    Case("generate: a batch of none", f"{ASK} --batch-size 0", ("--batch-size",), FILES),
+    Case("generate: a device that there is not", f"{ASK} --device abacus", ("abacus",), FILES),
+    Case("generate: letters that are half a pair", "generate m --prompt '\udcff'",
+         ("--prompt", "UTF-8"), FILES),
+    Case("generate: a file that is not UTF-8", "generate m --file p.txt", ("p.txt", "UTF-8"),
+         {**FILES, "p.txt": b"1+2=\n\xff\n"}),
+    Case("generate: a file that is empty", "generate m --file p.txt", ("asked",),
+         {**FILES, "p.txt": ""}),
+    Case("generate: a file that is a folder", "generate m --file p", ("p",),
+         {**FILES, "p": folder}),
+    Case("generate: a prompt longer than any context", f"generate m --prompt '{'1+' * 5000}'",
+         ("holds 128",), FILES),
+    Case("generate: an anchor that leads nowhere", f"{ASK} --anchor ../../nowhere",
+         ("../../nowhere",), FILES),
+    Case("generate: another anchor", f"{ASK} --anchor other", ("sha256",),
+         {**FILES, "other": backbone(), "other/model.safetensors": first(lambda t: t + 1)}),
+    Case("generate: too many augmenting models", f"{ASK}{' --augmenting x' * 500}", ("500",),
+         FILES),
+    # ------------------------------------------------------------------ estimate
+    Case("estimate: memory that is no number", f"{ESTIMATE} --gpu-memory .nan",
+         ("--gpu-memory", "nan"), CONFIG),
+    Case("estimate: memory without end", f"{ESTIMATE} --gpu-memory .inf", ("--gpu-memory", "inf"),
+         CONFIG),
+    Case("estimate: rows without end", f"{ESTIMATE} --batch-size {10**30}", ("--batch-size",),
+         CONFIG),
+    Case("estimate: a text without end", f"{ESTIMATE} --length {10**30}", ("--length",), CONFIG),
+    Case("estimate: a text of one token", f"{ESTIMATE} --length 1", ("--length",), CONFIG),
+    Case("estimate: more tokens than there are", f"{ESTIMATE} --length 8 --new-tokens 9",
+         ("--new-tokens",), CONFIG),
+    Case("estimate: no config", "estimate", ("model.composition",)),
+    # ------------------------------------------------------------------ inspect
+    Case("inspect: questions below 0", "inspect r --examples -5", ("--examples",), {"r": run()}),
+    Case("inspect: over somebody's file", "inspect r --out mine.html", ("mine.html",),
+         {"r": run(), "mine.html": "precious"}),
+    Case("inspect: over a binary file", "inspect r --out mine", ("mine",),
+         {"r": run(), "mine": b"\xff\xfe"}),
+    Case("inspect: into a folder", "inspect r --out mine", ("mine",), {"r": run(), "mine": folder}),
+    Case("inspect: a file", "inspect r", ("'r'",), {"r": "mine"}),
+    Case("inspect: a folder that is none", "inspect r", ("config.yaml",), {"r": folder}),
+    # ------------------------------------------------------------------ evaluate
+    Case("evaluate: no tasks", "evaluate m --tasks ,", ("task",), FILES),
+    Case("evaluate: a share below 0", "evaluate m --tasks a --limit -1", ("--limit",), FILES),
+    Case("evaluate: a share that is no number", "evaluate m --tasks a --limit nan",
+         ("--limit", "nan"), FILES),
+    Case("evaluate: tasks in a file", "evaluate m --tasks a --include-path t", ("'t'",),
+         {**FILES, "t": "a"}),
+    Case("evaluate: into a folder that is not there", "evaluate m --tasks a --out no/such/e.json",
+         ("no/such/e.json",), FILES),
+    # ------------------------------------------------------------------ card
+    Case("card: what is not there", "card ../../nowhere", ("../../nowhere",)),
+    Case("card: a result that is a list", "card rows/a/seed_0/model", ("seed_0",),
+         {"rows/a/seed_0/model": model(), "rows/a/seed_0/result.json": "[1]",
+          "rows/a/seed_0/config.yaml": "a: b"}),
+    Case("card: a result that is nested without end", "card rows/a/seed_0/model", ("seed_0",),
+         {"rows/a/seed_0/model": model(), "rows/a/seed_0/result.json": "[" * 100_000,
+          "rows/a/seed_0/config.yaml": "a: b"}),
+    Case("card: somebody's own", "card m", ("README.md",), {**FILES, "m/README.md": "mine"}),
+    # ------------------------------------------------------------------ runs
+    Case("run: a file", "fit -c c.yaml --run mine", ("mine",), {**CONFIG, "mine": "precious"}),
+    Case("run: below a file", "fit -c c.yaml --run mine/run", ("mine",),
+         {**CONFIG, "mine": "precious"}),
+    Case("run: a link in a circle", "fit -c c.yaml --run mine", ("mine",),
+         {**CONFIG, "mine": linked("mine")}),
+    Case("run: its own config", "fit -c mine/config.yaml --run mine", ("mine/config.yaml",),
+         {"mine/config.yaml": config()}),
+    Case("run: finished already", "fit -c c.yaml --run mine", ("already", "mine"),
+         {**CONFIG, "mine/model": model()}),
+    Case("run: a name of 300 letters", f"fit -c c.yaml --run {'a' * 300}", ("aaaa",), CONFIG),
+    Case("run: nothing to go on with", "fit -c c.yaml --run mine --resume", ("mine",),
+         {**CONFIG, "mine": folder}),
+    # ------------------------------------------------------------------ commands
+    Case("command: none", "../../bin/sh", ("../../bin/sh", "fit, ")),
+    Case("command: not UTF-8", "'\udcff'", ("no command",)),
+    Case("command: an option of 5,000 letters", f"fit -c c.yaml --{'a' * 5000} 1", ("aaaa",),
+         CONFIG),
+]  # fmt: skip
