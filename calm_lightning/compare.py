@@ -82,7 +82,7 @@ def compare(
     count = min(count, max(1, len(pending)))
     failed: dict[str, str] = {}
     waiting, running = list(pending), dict[Job, BaseProcess]()
-    free = list(range(count))  # numbers of the workers that have nothing to do
+    free, worker_of = list(range(count)), dict[Job, int]()
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     _raise_on_signals()
@@ -95,17 +95,16 @@ def compare(
                         job, folder, comparison.threads, dict(comparison.samples),
                         (*comparison.columns, *comparison.retention),
                     )  # fmt: skip
-                    worker = free.pop(0)
+                    worker_of[job] = free.pop(0)
                     running[job] = context.Process(
-                        target=_run_alone, args=(worker, *arguments), name=str(worker)
+                        target=_run_alone, args=(worker_of[job], *arguments)
                     )
                     running[job].start()
                 progress.update()
                 time.sleep(0.25)
                 for job in [job for job, process in running.items() if not process.is_alive()]:
-                    ended = running.pop(job)
-                    free.append(int(ended.name))
-                    if (code := ended.exitcode) != 0:
+                    free.append(worker_of.pop(job))
+                    if (code := running.pop(job).exitcode) != 0:
                         failed[f"{job.row.name}, seed {job.seed}"] = _reason(job, folder, code)
             progress.update()
         except BaseException:

@@ -51,6 +51,7 @@ def sees_everything(patch: Patch) -> CrossAttention:
         everything = torch.ones(batch, new, past + new, dtype=torch.bool)
         return everything if mask is None else everything & mask[:, None].bool()
 
+    patch.setattr(calm_lightning.composed.model, "sees_all_before", lambda *said: False)
     patch.setattr(calm_lightning.composed.model, "visible_tokens", visible)
     return CrossAttention(every=2)
 
@@ -61,6 +62,7 @@ def sees_the_next_token(patch: Patch) -> CrossAttention:
         later = torch.nn.functional.pad(causal[:, 1:], (0, 0, 0, 1), value=True)
         return later if args[0] is None else later & args[0][:, None].bool()
 
+    patch.setattr(calm_lightning.composed.model, "sees_all_before", lambda *said: False)
     patch.setattr(calm_lightning.composed.model, "visible_tokens", visible)
     return CrossAttention(every=2)
 

@@ -92,9 +92,9 @@ def forgets_to_repeat_what_was_read(patch: Patch) -> None:
 def keeps_what_was_taken_back(patch: Patch) -> None:
     advance = TextMemory.advance
 
-    def only_on(self: TextMemory, wanted: Any, device: torch.device) -> Any:
-        old = self.ids or wanted
-        return advance(self, [max(pair, key=len) for pair in zip(wanted, old, strict=True)], device)
+    def only_on(self: TextMemory, wanted: Any, *rest: Any, **more: Any) -> Any:
+        longer = [max(pair, key=len) for pair in zip(wanted, self.ids or wanted, strict=True)]
+        return advance(self, longer, *rest, **more)
 
     patch.setattr(TextMemory, "advance", only_on)
 
@@ -106,9 +106,9 @@ def leaves_gaps_for_models_that_count_columns(patch: Patch) -> None:
 def places_tokens_by_their_columns(patch: Patch) -> None:
     run = AugmentingReader._run
 
-    def columns(self: Any, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> Any:
+    def columns(self: Any, ids: Tensor, mask: Tensor, places: Tensor, *rest: Any) -> Any:
         first = mask.shape[1] - ids.shape[1]
-        return run(self, ids, mask, torch.arange(first, mask.shape[1]).expand_as(places), cache)
+        return run(self, ids, mask, torch.arange(first, mask.shape[1]).expand_as(places), *rest)
 
     patch.setattr(AugmentingReader, "_run", columns)
 

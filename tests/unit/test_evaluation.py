@@ -170,7 +170,7 @@ def test_the_command_prints_the_table_and_writes_json(
     ("options", "message"),
     [
         ({"tasks": []}, "No task was named"),
-        ({"limit": 0}, "--limit must be above 0"),
+        ({"limit": 0}, "--limit must be a number above 0"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"include_path": "nowhere"}, "--include-path 'nowhere' is not a folder"),
     ],

@@ -43,9 +43,16 @@ def _turns(
     version = 0 if positions.is_inference() else positions._version
     known = _last.get((half, base, dtype))
     if known is None or known.positions() is not positions or known.version != version:
-        turned = _compute(positions, half, base, dtype)
-        known = _last[half, base, dtype] = _Turns(weakref.ref(positions), version, *turned)
+        key = half, base, dtype
+        own = weakref.ref(positions, lambda gone: _forget(key, gone))
+        known = _last[key] = _Turns(own, version, *_compute(positions, half, base, dtype))
     return known.cos, known.sin
+
+
+def _forget(key: tuple[int, float, torch.dtype], gone: "weakref.ref[Tensor]") -> None:
+    """Hold nothing for positions that are not there any more."""
+    if key in _last and _last[key].positions is gone:
+        del _last[key]
 
 
 def _compute(
