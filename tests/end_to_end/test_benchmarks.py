@@ -58,6 +58,7 @@ def test_memory_is_the_same_every_time_and_most_where_all_is_trained(bench: Benc
     assert min(peaks[0], key=lambda side: peaks[0][side]) == "floor"
 
 
+@pytest.mark.slow
 def test_evaluation_and_every_size_are_measured(bench: Bench) -> None:
     assert len(bench("evaluation", "--sides", "calm", "anchor")["rows"]) == 2
     told = bench("scaling", "--sides", "calm", "floor", "--axes", "models")
@@ -65,6 +66,7 @@ def test_evaluation_and_every_size_are_measured(bench: Bench) -> None:
     assert len(told["rows"]) == 3 * 2 * 2
 
 
+@pytest.mark.slow
 def test_states_are_cached_over_several_wirings(bench: Bench) -> None:
     told = bench("cached_states")
     assert sorted({row["at"] for row in told["rows"]}) == [1, 2, 4]

@@ -47,6 +47,9 @@ LOSS = "train/loss_nats"
 CLOSE = {"rel": 1e-4, "abs": 1e-6}
 
 
+pytestmark = pytest.mark.slow  # two starts of two processes each: a minute
+
+
 def by(strategy: str) -> tuple[str, ...]:
     return f"--trainer.strategy={strategy}", "--trainer.devices=2"
 
@@ -314,7 +317,6 @@ FITS = {
 }
 
 
-@pytest.mark.slow
 def test_every_task_is_scored_as_by_one_process(calm: Any, tmp_path: Path) -> None:
     """Also a pool of candidates that both draw, and an augmenting model with other tokens."""
     start = tmp_path / "start"

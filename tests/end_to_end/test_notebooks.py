@@ -23,8 +23,8 @@ SMOKE: dict[str, dict[str, int]] = {
 }
 """What the cell tagged `parameters` says otherwise in a test."""
 
-SLOW = {"4_look_inside"}
-"""Those that start the `calm` command twice; each start takes seconds."""
+SLOW = {"2_your_own_two_models", "3_write_a_plug_in", "4_look_inside"}
+"""Those that take more than ten seconds."""
 
 LARGEST = 300_000
 """Bytes of a notebook: it is read in a browser, and every version of it stays in the repository."""
