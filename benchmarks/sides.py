@@ -33,7 +33,6 @@ class Side(ABC):
     def model(self) -> nn.Module:
         """What generates."""
 
-    @abstractmethod
     def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Mean next-token loss of a batch, in nats.
 
@@ -42,6 +41,7 @@ class Side(ABC):
             mask: [rows, length], 0 at padding.
             labels: [rows, length], -100 where nothing is asked.
         """
+        return cast(Tensor, self.model(input_ids=ids, attention_mask=mask, labels=labels).loss)
 
     def generate(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Any:
         """Greedy continuations, with caches."""
@@ -77,10 +77,6 @@ class Composed(Side):
     def model(self) -> nn.Module:
         return self.composed
 
-    @override
-    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        return cast(Tensor, self.composed(input_ids=ids, attention_mask=mask, labels=labels).loss)
-
 
 class Alone(Side):
     """The frozen anchor: what its own forward pass, and its own generation, take."""
@@ -92,12 +88,6 @@ class Alone(Side):
     @override
     def model(self) -> nn.Module:
         return self.anchor.model
-
-    @override
-    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        return cast(
-            Tensor, self.anchor.model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        )
 
 
 class Full(Alone):
@@ -179,10 +169,6 @@ class LoRA(Side):
     @override
     def model(self) -> nn.Module:
         return self.adapted
-
-    @override
-    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        return cast(Tensor, self.adapted(input_ids=ids, attention_mask=mask, labels=labels).loss)
 
 
 class CalmPytorch(Side):
