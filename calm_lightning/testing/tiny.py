@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from typing_extensions import override
 
-from calm_lightning.backbone import Backbone
+from calm_lightning.backbone import Backbone, BackboneSource
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma", "qwen2")
 """Families that the conformance suite runs by default. Between them: layers that return tensors and
@@ -154,6 +155,22 @@ def tiny_backbone(
             if parameter.dim() == 1:
                 parameter.data.add_(torch.randn_like(parameter), alpha=scale / 2)
     return Backbone(model, tokenizer, name=name or f"tiny-{family}-{seed}")
+
+
+class TinySource(BackboneSource):
+    """Where a config would name a folder: makes a tiny backbone with its tokenizer in memory.
+
+    Args:
+        seed: Of the weights.
+        name: What messages call it.
+    """
+
+    def __init__(self, seed: int = 0, name: str | None = None) -> None:
+        super().__init__(name or f"made-{seed}", seed=seed)
+
+    @override
+    def load(self) -> Backbone:
+        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
 
 
 def tiny_tokenizer(vocab: int = 97) -> PreTrainedTokenizerFast:

@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from calm_lightning.backbone import Backbone, BackboneSource
 from calm_lightning.callbacks import Dashboard, LookInside, MeasureTraining, ShowAnswers
 from calm_lightning.callbacks.dashboard import hyper_parameters
 from calm_lightning.callbacks.tensorboard import as_code, logger_of, markdown_table
@@ -29,7 +28,7 @@ from calm_lightning.contracts import (
 )
 from calm_lightning.module import CalmModule
 from calm_lightning.run import quiet_libraries
-from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.testing import TinySource
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.cross_attention.composition import CrossAttentionBridge
 from calm_plugins.compositions.linear import LinearBridge
@@ -39,16 +38,6 @@ SUMS = [Example(f"{n}+1=", str(n + 1)) for n in range(8)]
 CONFIG = {"seed_everything": 7, "model": {"warmup_steps": 1}, "data": {"init_args": {"x": [1, 2]}},
           "trainer": {"max_steps": 4, "callbacks": None}}  # fmt: skip
 CONNECTIONS = ["0.1-1", "0.3-3"]
-
-
-class Made(BackboneSource):
-    """A source that makes its backbone in memory."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(f"made-{seed}", seed=seed)
-
-    def load(self) -> Backbone:
-        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
 
 
 class Sums(Task):
@@ -69,8 +58,8 @@ def fit(
 ) -> CalmModule:
     quiet_libraries()
     torch.manual_seed(0)
-    augmenting = [] if isinstance(composition, LoRA) else [Made(1)]
-    module = CalmModule(Made(0), composition, augmenting, warmup_steps=1)
+    augmenting = [] if isinstance(composition, LoRA) else [TinySource(1)]
+    module = CalmModule(TinySource(0), composition, augmenting, warmup_steps=1)
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))

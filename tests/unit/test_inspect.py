@@ -12,7 +12,6 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from calm_lightning.backbone import Backbone, BackboneSource
 from calm_lightning.composed import HiddenStateComposition
 from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
 from calm_lightning.inspect.command import inspect_run
@@ -22,7 +21,7 @@ from calm_lightning.inspect.picture import DrawnConnection, DrawnModel, draw
 from calm_lightning.inspect.run_folder import RunFolder, read_run
 from calm_lightning.module import CalmModule
 from calm_lightning.run import quiet_libraries
-from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.testing import TinySource
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.linear import LinearBridge
 
@@ -86,13 +85,6 @@ def checked(text: str) -> Page:
     return page
 
 
-class Made(BackboneSource):
-    """A source that makes its backbone in memory."""
-
-    def load(self) -> Backbone:
-        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
-
-
 class Hostile(Task):
     """Questions that are code for a browser, for matplotlib, and for a template."""
 
@@ -106,8 +98,8 @@ class Hostile(Task):
 
 def asked(composition: HiddenStateComposition) -> Asked:
     quiet_libraries()
-    augmenting = [Made(HOSTILE, seed=1), Made("second", seed=2)]
-    module = CalmModule(Made("anchor", seed=0), composition, augmenting)
+    augmenting = [TinySource(1, HOSTILE), TinySource(2, "second")]
+    module = CalmModule(TinySource(0, "anchor"), composition, augmenting)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
              "accelerator": "cpu", "enable_checkpointing": False}  # fmt: skip
     trainer, task = L.Trainer(**quiet), Hostile()  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calm_lightning.backbone import Backbone, BackboneSource
+from calm_lightning.backbone import Backbone
 from calm_lightning.callbacks import CountWork, NothingFrozenMoved, WriteAnswers
 from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import (
@@ -27,7 +27,7 @@ from calm_lightning.contracts import (
 from calm_lightning.language_model import TextModel
 from calm_lightning.module import CalmModule, TextLoss, learning_rate_share
 from calm_lightning.run import quiet_libraries
-from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.testing import TinySource, tiny_backbone, tiny_tokenizer
 from calm_lightning.testing.tokenizers import text_tokenizer
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.single import Single
@@ -37,16 +37,6 @@ SUMS = [
     for n in range(10)
 ]
 ODD = SUMS[1::2]
-
-
-class Made(BackboneSource):
-    """A source that makes its backbone in memory."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(f"made-{seed}", seed=seed)
-
-    def load(self) -> Backbone:
-        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
 
 
 class Sums(Task):
@@ -68,8 +58,8 @@ class Sums(Task):
 
 def make(composition: Composition | None = None, **options: Any) -> CalmModule:
     composition = composition or CrossAttention(every=2)
-    augmenting = [] if isinstance(composition, Single) else [Made(1)]
-    module = CalmModule(Made(0), composition, augmenting, **{"warmup_steps": 1, **options})
+    augmenting = [] if isinstance(composition, Single) else [TinySource(1)]
+    module = CalmModule(TinySource(0), composition, augmenting, **{"warmup_steps": 1, **options})
     return module
 
 
@@ -365,7 +355,7 @@ def test_what_learns_is_in_training_mode_and_what_is_frozen_is_not(
 
 
 def test_a_batch_in_which_no_state_is_visible_yet_teaches_nothing() -> None:
-    class Aligned(Made):
+    class Aligned(TinySource):
         def load(self) -> Backbone:
             tokenizer = text_tokenizer("byte_bpe" if self.seed else "characters")
             return tiny_backbone(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import calm_lightning as calm
-from calm_lightning.backbone import Backbone, BackboneSource
+from calm_lightning.backbone import Backbone
 from calm_lightning.callbacks import CountWork
 from calm_lightning.collate import IGNORED
 from calm_lightning.composed import ComposedModel
@@ -22,7 +22,7 @@ from calm_lightning.contracts import CalmError, EvaluationSet, Example, Task
 from calm_lightning.module import CalmModule
 from calm_lightning.run import quiet_libraries
 from calm_lightning.state_cache import StateCache
-from calm_lightning.testing import FAMILIES, Case, tiny_backbone, tiny_tokenizer
+from calm_lightning.testing import FAMILIES, Case, TinySource, tiny_backbone
 from calm_lightning.testing.case import disturb, seeded, tokens
 from calm_lightning.testing.tiny import OTHER_FAMILIES
 from calm_plugins.compositions.cross_attention import CrossAttention
@@ -298,16 +298,6 @@ def test_a_model_that_needs_its_lower_layers_is_refused(change: Any) -> None:
 TEXTS = [Example(f"{n}+1=", str(n + 1)) for n in range(10)]
 
 
-class Made(BackboneSource):
-    """A source that makes its backbone in memory."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(f"made-{seed}", seed=seed)
-
-    def load(self) -> Backbone:
-        return tiny_backbone(seed=self.seed, tokenizer=tiny_tokenizer(), name=self.path)
-
-
 class Sums(Task):
     def train_examples(self) -> Sequence[Example]:
         return TEXTS
@@ -343,8 +333,10 @@ def run(
     L.seed_everything(0, verbose=False)
     settings = None if folder is None else StateCache(str(folder), **options)
     composition = composition or CrossAttention(every=2, state_noise=0.2)
-    augmenting = [] if isinstance(composition, Single) else [Made(1)]
-    module = CalmModule(Made(0), composition, augmenting, warmup_steps=1, cache_states=settings)
+    augmenting = [] if isinstance(composition, Single) else [TinySource(1)]
+    module = CalmModule(
+        TinySource(0), composition, augmenting, warmup_steps=1, cache_states=settings
+    )
     saving = L.pytorch.callbacks.ModelCheckpoint(checkpoints, every_n_train_steps=2)
     own = [StopAt(stop_at), *([saving] if checkpoints else []), *callbacks]
     trainer = L.Trainer(

@@ -9,9 +9,10 @@ from calm_lightning.composed import ComposedModel
 from calm_lightning.composed.recomputing import recomputed
 from calm_lightning.contracts import CalmError
 from calm_lightning.module import CalmModule
-from calm_lightning.testing import tiny_backbone
+from calm_lightning.testing import TinySource, tiny_backbone
 from calm_lightning.testing.case import disturb, seeded, tokens
 from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.single import Single
 
 IDS = tokens(3, 8)
 
@@ -71,13 +72,6 @@ def test_a_forward_of_ones_own_is_kept() -> None:
 
 
 def test_what_trains_through_no_frozen_layers_is_refused() -> None:
-    from calm_lightning.backbone import BackboneSource
-    from calm_plugins.compositions.single import Single
-
-    class Tiny(BackboneSource):
-        def load(self):  # type: ignore[no-untyped-def]
-            return tiny_backbone()
-
-    module = CalmModule(Tiny("tiny"), Single(), recompute=True)
+    module = CalmModule(TinySource(), Single(), recompute=True)
     with pytest.raises(CalmError, match="Leave model"):
         module.configure_model()
