@@ -48,13 +48,6 @@ def evaluate(
     Raises:
         CalmError: If lm_eval is missing, there is no such task, or a task cannot be run.
     """
-    try:
-        from calm_lightning.harness import HarnessModel
-    except ImportError as error:
-        raise CalmError(
-            f"Evaluation needs lm-evaluation-harness ({error}): "
-            "pip install 'calm-lightning[evaluate]'."
-        ) from None
     if not tasks:
         raise CalmError("No task was named. Give --tasks NAME,NAME.")
     if batch_size < 1:
@@ -63,6 +56,13 @@ def evaluate(
         raise CalmError(f"--limit must be a number above 0: got {limit}.")
     if include_path is not None and not Path(include_path).is_dir():
         raise CalmError(f"--include-path {str(include_path)!r} is not a folder.")
+    try:
+        from calm_lightning.harness import HarnessModel
+    except ImportError as error:
+        raise CalmError(
+            f"Evaluation needs lm-evaluation-harness ({error}): "
+            "pip install 'calm-lightning[evaluate]'."
+        ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _task_manager(tasks, include_path)
     if not isinstance(model, TextModel):

@@ -43,6 +43,9 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_other_settings(saved: Mapping[str, Any], own: Mapping[str, Any], origin: Path) -> None:
     """Refuse to go on with a run under settings that would make another run of it.
 
+    An option that the checkpoint does not know came with a later version of the code; switched off,
+    it leaves the run what it was.
+
     Args:
         saved: Settings in the checkpoint.
         own: Those of this command.
@@ -55,6 +58,7 @@ def refuse_other_settings(saved: Mapping[str, Any], own: Mapping[str, Any], orig
         f"{name}: {saved.get(name)!r} there, {own.get(name)!r} here"
         for name in sorted(saved.keys() | own.keys())
         if saved.get(name) != own.get(name)
+        and not (name not in saved and own[name] is False)
     ]
     if differing:
         raise CalmError(

@@ -234,6 +234,13 @@ def test_settings_that_leave_the_weights_alone_may_change(name: str, value: Any)
     refuse_other_settings(settings_of(CONFIG), changed(name, value), Path("last.ckpt"))
 
 
+def test_an_option_of_a_later_version_matters_when_it_is_used() -> None:
+    old = settings_of(CONFIG)
+    refuse_other_settings(old, changed("model.recompute", False), Path("last.ckpt"))
+    with pytest.raises(CalmError, match="recompute: None there, True here"):
+        refuse_other_settings(old, changed("model.recompute", True), Path("last.ckpt"))
+
+
 # ------------------------------------------------------------------ the command
 
 
