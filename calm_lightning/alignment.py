@@ -53,6 +53,7 @@ def visible_tokens(
     new: int,
     device: torch.device,
     prompt_mask: Bool[Tensor, "batch prompt"] | None = None,
+    examples: Int[Tensor, "batch new"] | None = None,
 ) -> Bool[Tensor, "batch new all"]:
     """For equal tokenizers: True where an anchor position may read an augmenting token.
 
@@ -64,6 +65,8 @@ def visible_tokens(
         device: Where the mask is needed.
         prompt_mask: If given, only tokens where it is True may be read; what lies beyond its width
             may not (the paper's encoder ablation).
+        examples: Number of the example that each token belongs to, where rows hold several: a
+            token reads no other example's. Nothing is in the cache then.
     """
     everything = past + new
     queries = torch.arange(past, everything, device=device)[:, None]
@@ -75,7 +78,20 @@ def visible_tokens(
         missing = everything - prompt_mask.shape[1]
         prompt = torch.nn.functional.pad(prompt_mask.bool(), (0, max(0, missing)))[:, :everything]
         visible = visible & prompt[:, None, :]
+    if examples is not None:
+        visible = visible & (examples[:, :, None] == examples[:, None, :])
     return visible
+
+
+def example_numbers(position_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"] | None:
+    """Which example of its row each token belongs to, from 0; None if no row holds two.
+
+    A new one begins where positions do not go on by one, as transformers reads them.
+    """
+    begins = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    if not bool(begins.any()):
+        return None
+    return torch.nn.functional.pad(begins.long().cumsum(-1), (1, 0))
 
 
 def sees_all_before(attention_mask: Int[Tensor, "batch all"] | None, past: int, new: int) -> bool:

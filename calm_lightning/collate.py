@@ -1,6 +1,6 @@
 """From texts to tensors: the only place where a tokenizer meets a task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calm_lightning.contracts import CalmError, Example, LanguageModel
+from calm_lightning.contracts import CalmError, Example
 
 IGNORED = -100
 """Label of a position where nothing is learnt, as everywhere in transformers."""
@@ -38,14 +38,18 @@ class Batch:
 
 
 class Collator:
-    """Turns a list of examples into a `Batch` for one model."""
+    """Turns a list of examples into a `Batch` for one model.
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+    Args:
+        encode: The model's `encode`, or what takes its place in training.
+    """
+
+    def __init__(self, encode: Callable[..., dict[str, Tensor]]) -> None:
+        self.encode = encode
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Tokenize prompts with their targets."""
-        inputs = self.model.encode(
+        inputs = self.encode(
             [e.prompt for e in examples],
             [e.target for e in examples],
             ends=[e.ends for e in examples],

@@ -18,6 +18,7 @@ from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, Row, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
 from calm_lightning.drafting import drafted_by
+from calm_lightning.packing import packed
 from calm_lightning.shared_prompts import read_once
 from calm_lightning.stopping import StopAtText
 
@@ -31,6 +32,9 @@ class TextModel(LanguageModel):
     reads_prompts_ahead: ClassVar[bool] = False
     """Whether `generate` goes on from a cache that `forward` has filled, so that a prompt of which
     several samples are wanted is read once."""
+
+    packs: ClassVar[bool] = False
+    """Whether `forward` keeps the examples of one row apart, as `encode_packed` puts them there."""
 
     @property
     @abstractmethod
@@ -64,16 +68,42 @@ class TextModel(LanguageModel):
         *,
         ends: bool | Sequence[bool] = True,
     ) -> dict[str, Tensor]:
-        anchor = self.anchor_backbone
-        rows = tokenize(anchor.require_tokenizer(), texts, targets, ends)
-        for backbone in self.readers:
-            check_fits(rows, backbone.context, backbone.name)
+        rows = self._fitting_rows(texts, targets, ends)
         if targets is None and not all(row.ids for row in rows):
             raise CalmError(
                 "An empty prompt cannot be continued: the tokenizer has no token to start a text "
                 "with. Give at least one character."
             )
         return (pad_left if targets is None else pad_right)(rows, self.pad_id)
+
+    def encode_packed(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str],
+        *,
+        ends: bool | Sequence[bool] = True,
+        length: int,
+    ) -> dict[str, Tensor]:
+        """Training examples side by side in rows, for models that `packs`.
+
+        Args:
+            texts: Prompts.
+            targets: What should follow each.
+            ends: Whether the end-of-text token follows each target.
+            length: Of the longest row of several examples, in tokens.
+
+        Raises:
+            CalmError: If an example does not fit the model's context.
+        """
+        return packed(self._fitting_rows(texts, targets, ends), length, self.pad_id)
+
+    def _fitting_rows(
+        self, texts: Sequence[str], targets: Sequence[str] | None, ends: bool | Sequence[bool]
+    ) -> list[Row]:
+        rows = tokenize(self.anchor_backbone.require_tokenizer(), texts, targets, ends)
+        for backbone in self.readers:
+            check_fits(rows, backbone.context, backbone.name)
+        return rows
 
     def fits(
         self,
@@ -221,6 +251,7 @@ class PlainModel(nn.Module, TextModel):
     """
 
     reads_prompts_ahead = True
+    packs = True
 
     def __init__(
         self,
@@ -253,6 +284,8 @@ class PlainModel(nn.Module, TextModel):
             past = mask.shape[1] - ids.shape[1]
             positions = positions_of(mask, len(ids), past, ids.shape[1], ids.device)
             batch = {"position_ids": positions, **batch}
+        if labels is not None:
+            batch = {"use_cache": False, **batch}
         output = self.model(**batch)
         return CausalLMOutputWithPast(  # some families have an output class of their own
             loss=None if labels is None else next_token_loss(output.logits, labels),

@@ -4,8 +4,9 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
-from calm_lightning.backbone import BackboneSource
+from calm_lightning.backbone import Backbone, BackboneSource
 from calm_lightning.checkpoint import (
     check_same,
     check_same_composition,
@@ -39,6 +40,7 @@ from calm_lightning.contracts import (
     Scorer,
 )
 from calm_lightning.language_model import TextModel
+from calm_lightning.packing import check_keeps_apart
 from calm_lightning.sharding import keep_in_step, shard, whole_tensor
 from calm_lightning.state_cache import StateCache
 
@@ -101,6 +103,8 @@ class CalmModule(L.LightningModule):
             gradient: much less memory, for another pass through its upper layers.
         cache_states: Keep what the frozen models make of each training text on disk, and do not run
             them where it is known: in the second epoch, or in another run. Null: compute it always.
+        pack: Longest row, in tokens, into which short training examples are put side by side; each
+            reads nothing of the others. Null: each has a row of its own.
         disturb: A control of evaluations, for compositions that read augmenting models (`zero`:
             states of zeros; `shuffle`: each question reads the states of another): what of the
             score is owed to them? Training is not disturbed.
@@ -123,12 +127,15 @@ class CalmModule(L.LightningModule):
         disturb: Literal["zero", "shuffle"] | None = None,
         recompute: bool = False,
         cache_states: StateCache | None = None,
+        pack: int | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
             raise CalmError(f"warmup_steps={warmup_steps} must not be negative.")
         if not 0 <= final_share <= 1:
             raise CalmError(f"final_share={final_share} is a share between 0 and 1.")
+        if pack is not None and pack < 1:
+            raise CalmError(f"model.pack={pack}: a row holds at least one token.")
         self.anchor_source = anchor
         self.augmenting_sources = list(augmenting)
         self.composition = composition
@@ -141,6 +148,7 @@ class CalmModule(L.LightningModule):
         self.disturb = disturb
         self.recompute = recompute
         self.cache_states = cache_states
+        self.pack = pack
         self.steps = math.inf  # of the run, once it is known
         self.seed = torch.initial_seed()  # of all that is drawn: `seed_everything`, where it is set
         self.strict_loading = False  # checkpoints hold the trained part; checked in load_state_dict
@@ -176,6 +184,8 @@ class CalmModule(L.LightningModule):
                         "ours. Leave model.recompute out."
                     )
                 self.model.recompute = True
+            if self.pack is not None:
+                self._check_packs()
             if self.start_from is not None:
                 if not isinstance(self.model, TextModel):
                     raise CalmError(f"start_from: a {type(self.model).__name__} cannot be loaded.")
@@ -193,7 +203,11 @@ class CalmModule(L.LightningModule):
         task = getattr(self._trainer, "datamodule", None) if self._trainer else None
         if task is None:
             return
-        task.collate = Collator(self.model)
+        encode: Callable[..., dict[str, Tensor]] = self.model.encode
+        if self.pack is not None:
+            assert isinstance(self.model, TextModel), "others do not pack"
+            encode = partial(self.model.encode_packed, length=self.pack)
+        task.collate = Collator(encode)
         if not self.evaluation_sets:
             self.evaluation_sets = list(task.evaluation_sets())
             check_names([each.name for each in self.evaluation_sets])
@@ -201,6 +215,23 @@ class CalmModule(L.LightningModule):
                 self.losses[_key(each.name)] = TextLoss().to(self.device)
                 if each.scorer is not None:
                     self.scorers[_key(each.name)] = each.scorer().to(self.device)
+
+    def _check_packs(self) -> None:
+        if self.cache_states is not None:
+            raise CalmError(
+                "model.pack: states are kept text by text, so rows of several texts are never "
+                "found again. Leave out model.pack or model.cache_states."
+            )
+        if not (isinstance(self.model, TextModel) and self.model.packs):
+            raise CalmError(
+                f"model.pack: {self.composition!r} reads every example in a row of its own. Leave "
+                "model.pack out."
+            )
+        backbones: Sequence[Backbone] = [self.model.anchor_backbone]
+        if isinstance(self.model, ComposedModel):
+            backbones = self.model.backbones
+        for backbone in backbones:
+            check_keeps_apart(backbone)
 
     def scorer(self, name: str) -> Scorer | None:
         """The scorer of an evaluation set; None if only its loss is measured."""

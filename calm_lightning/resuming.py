@@ -57,8 +57,7 @@ def refuse_other_settings(saved: Mapping[str, Any], own: Mapping[str, Any], orig
     differing = [
         f"{name}: {saved.get(name)!r} there, {own.get(name)!r} here"
         for name in sorted(saved.keys() | own.keys())
-        if saved.get(name) != own.get(name)
-        and not (name not in saved and own[name] is False)
+        if saved.get(name) != own.get(name) and not (name not in saved and own[name] is False)
     ]
     if differing:
         raise CalmError(

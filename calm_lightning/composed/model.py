@@ -25,7 +25,12 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
-from calm_lightning.alignment import positions_of, sees_all_before, visible_tokens
+from calm_lightning.alignment import (
+    example_numbers,
+    positions_of,
+    sees_all_before,
+    visible_tokens,
+)
 from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, tokenize
@@ -35,7 +40,7 @@ from calm_lightning.composed.growing import with_another, without_one
 from calm_lightning.composed.head import can_be_chunked, mean_loss
 from calm_lightning.composed.joined import JoinedModel, spoilt
 from calm_lightning.composed.kept import Kept
-from calm_lightning.composed.reading import AugmentingReader, Offer, Page
+from calm_lightning.composed.reading import AugmentingReader, Excerpt, Offer, Page
 from calm_lightning.composed.recomputing import recomputed
 from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
@@ -54,6 +59,8 @@ class _Run:
     """[batch, seq], True where the vocabulary head is wanted; None for everywhere."""
     targets: Tensor | None = None
     """[targets], the tokens wanted there, if the loss can be had without holding all logits."""
+    examples: Int[Tensor, "batch new"] | None = None
+    """Number of each token's example in its row, where rows hold several."""
     loss: Tensor | None = None
     """Over them, once the head was reached."""
     offers: dict[int, Offer] = field(default_factory=dict)
@@ -83,6 +90,7 @@ class ComposedModel(JoinedModel):
     """
 
     reads_prompts_ahead = True
+    packs = True
 
     def __init__(
         self,
@@ -165,7 +173,8 @@ class ComposedModel(JoinedModel):
         Args:
             input_ids: [batch, new] token ids.
             attention_mask: [batch, past + new], 0 at padding; None without padding.
-            position_ids: [batch, new]; made from the mask if None.
+            position_ids: [batch, new]; made from the mask if None. Where they start again in a row
+                without mask or cache another example begins there, and reads nothing before it.
             past_key_values: A cache of earlier tokens, as returned by an earlier call.
             labels: [batch, new]; the token at each place, or -100 where nothing is to be learnt.
                 With labels the head runs on target positions only, and no logits are given back.
@@ -189,8 +198,11 @@ class ComposedModel(JoinedModel):
         ordinary = position_ids is None and not any(v is not None for v in kwargs.values())
         learns = self.training and labels is not None and cache is None
         kept = self._kept if learns and ordinary and not self._switched_off else None
+        examples = None
         if position_ids is None:
             position_ids = positions_of(attention_mask, batch, past, new, input_ids.device)
+        elif attention_mask is None and cache is None:
+            examples = example_numbers(position_ids)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         head_rows = targets = None
         if labels is not None:
@@ -204,6 +216,7 @@ class ComposedModel(JoinedModel):
             composed_cache,
             head_rows,
             targets if labels is not None and self.anchor_backbone.head_is_plain else None,
+            examples,
         )
         try:
             if not self._switched_off:
@@ -265,7 +278,9 @@ class ComposedModel(JoinedModel):
         assert run is not None
         batch, new = input_ids.shape
         cache, device = run.cache, input_ids.device
-        causal = prompt_mask is None and sees_all_before(attention_mask, past, new)
+        examples = run.examples
+        alone = prompt_mask is None and examples is None
+        causal = alone and sees_all_before(attention_mask, past, new)
         page: Page | None = None
         for index, reader in enumerate(self.augmenting_readers):
             if index in self._silent:
@@ -273,10 +288,14 @@ class ComposedModel(JoinedModel):
             own = None if cache is None else cache.augmenting[index]
             known = None if kept is None else kept.augmenting[index]
             if reader.alignment is None:
-                visible = visible_tokens(attention_mask, batch, past, new, device, prompt_mask)
+                visible = visible_tokens(
+                    attention_mask, batch, past, new, device, prompt_mask, examples
+                )
                 offer = reader.read_tokens(
                     input_ids, attention_mask, position_ids, visible, own, causal, known
                 )
+            elif examples is not None:
+                offer = reader.read_packed(_excerpts(input_ids, examples, prompt_mask), examples)
             else:
                 page = page or _page(input_ids, attention_mask, prompt_mask, cache)
                 memory = TextMemory() if cache is None else cache.texts[index]
@@ -326,7 +345,12 @@ class ComposedModel(JoinedModel):
     ) -> Tensor | None:
         if prompt_mask is None and labels is not None:
             # A target may be visible to itself in no way: prompt is what precedes the first label.
-            return (labels != IGNORED).cumsum(-1) == 0
+            learnt = (labels != IGNORED).cumsum(-1)
+            if self._run is not None and self._run.examples is not None:
+                # Of its own example: the first token of one is never learnt.
+                here = torch.arange(labels.shape[1], device=labels.device)
+                learnt = learnt - learnt.gather(1, here - self._run.positions)
+            return learnt == 0
         if prompt_mask is None and self._prompt_length is not None:
             prompt_mask = input_ids.new_ones((len(input_ids), self._prompt_length)).bool()
         if isinstance(cache, ComposedCache) and prompt_mask is not None:
@@ -546,6 +570,21 @@ def _page(
         rows = cache.read_on(rows, input_ids.shape[1])
     lengths = None if prompt_mask is None else _prompt_lengths(prompt_mask, attention_mask)
     return Page(rows, new, lengths)
+
+
+def _excerpts(
+    input_ids: Tensor, examples: Tensor, prompt_mask: Tensor | None
+) -> list[list[Excerpt]]:
+    """The examples of each row, for augmenting models with other tokenizers."""
+    rows = []
+    for number, (ids, owners) in enumerate(zip(input_ids, examples, strict=True)):
+        lengths: list[int] = owners.bincount().tolist()
+        prompts: list[int | None] = [None] * len(lengths)
+        if prompt_mask is not None:
+            prompts = owners[prompt_mask[number]].bincount(minlength=len(lengths)).tolist()
+        texts = [text.tolist() for text in ids.split(lengths)]
+        rows.append(list(zip(texts, prompts, strict=True)))
+    return rows
 
 
 def unpadded(input_ids: Tensor, new: Tensor) -> list[list[int]]:

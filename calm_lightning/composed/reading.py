@@ -55,6 +55,10 @@ class Page:
     """How many tokens of each row are the prompt, where only that is read."""
 
 
+Excerpt = tuple[list[int], int | None]
+"""One of several examples in a row: its tokens, and how many are prompt if only that is read."""
+
+
 class AugmentingReader:
     """One augmenting model, cut above its last tapped layer.
 
@@ -144,6 +148,36 @@ class AugmentingReader:
         if ids.shape[1]:
             states = self._run(ids, alive.long(), places, cache if gaps else None, kept)
         return Offer.of(visible, _positions(readings, device).gather(1, places), states, anew)
+
+    def read_packed(
+        self, rows: Sequence[Sequence[Excerpt]], examples: Int[Tensor, "batch new"]
+    ) -> Offer:
+        """Read rows of several examples each with this model's own tokenizer, from the beginning.
+
+        Args:
+            rows: The examples of each row.
+            examples: Number of the example that each of the anchor's tokens belongs to.
+        """
+        alignment, device = self.alignment, examples.device
+        assert alignment is not None
+        read = [[alignment.read(*excerpt) for excerpt in row] for row in rows]
+        width = max(sum(len(reading.ids) for reading in row) for row in read)
+        width = max(width, int(self.always_runs))
+
+        def columns(of: Callable[[int, Reading], Sequence[int]], fill: int) -> Tensor:
+            lines = [[n for i, r in enumerate(row) for n in of(i, r)] for row in read]
+            padded = [line + [fill] * (width - len(line)) for line in lines]
+            return torch.tensor(padded, dtype=torch.long, device=device).view(len(read), width)
+
+        ids = columns(lambda _, reading: reading.ids, 0)
+        owners = columns(lambda index, reading: [index] * len(reading.ids), -1)
+        places = columns(lambda _, reading: range(len(reading.ids)), 0)
+        positions = columns(lambda _, reading: reading.positions, 0)
+        counts = [[n for reading in row for n in reading.counts] for row in read]
+        limits = torch.tensor(counts, dtype=torch.long, device=device)[:, :, None]
+        visible = (owners[:, None] == examples[:, :, None]) & (places[:, None] < limits)
+        states = self._run(ids, None, places, None, None) if width else {}
+        return Offer.of(visible, positions, states)
 
     def _run(
         self,

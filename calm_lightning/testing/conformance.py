@@ -35,6 +35,7 @@ from calm_lightning.testing.reading import (
     check_causal,
     check_no_leak_in_training,
     check_no_state,
+    check_packing,
     check_padding,
 )
 from calm_lightning.testing.tiny import FAMILIES
@@ -56,6 +57,7 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     check_padding,
     check_batch,
     check_no_state,
+    check_packing,
     check_cache,
     check_conversation,
     check_loss,

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from calm_lightning.contracts import LanguageModel
+from calm_lightning.collate import Row, pad_right
+from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.packing import check_keeps_apart, packed
 from calm_lightning.testing.case import (
     CACHE_MODES,
     Case,
@@ -146,6 +148,43 @@ def check_batch(case: Case) -> None:
                 f"Row {i} alone has other logits than in its batch ({how(cached)})",
                 "Something mixes the rows of a batch.",
             )
+
+
+def check_packing(case: Case) -> None:
+    """Examples side by side in one row read nothing of one another: same losses, same gradient."""
+    if not getattr(case.model, "packs", False):
+        return
+    model = case.build()
+    anchor, augmenting = case.backbones()
+    try:
+        for backbone in (anchor, *augmenting):
+            check_keeps_apart(backbone)
+    except CalmError:
+        return  # a family that counts columns; a run that asks for it is refused
+    ids = case.tokens(4, 9).tolist()
+    rows = [
+        Row(ids[i][:n], prompt) for i, (n, prompt) in enumerate([(9, 3), (6, 1), (4, 2), (2, 1)])
+    ]
+    found = _learnt(model, packed(rows, length=13, pad_id=ids[0][0]))
+    expected = _learnt(model, pad_right(rows, pad_id=ids[0][0]))
+    for name, value in expected.items():
+        require_close(
+            found[name],
+            value,
+            f"Packed into rows of several, examples have another {name} than in rows of their own",
+            "Look at what is read: `visible` is False between examples, and positions begin again.",
+        )
+
+
+def _learnt(model: LanguageModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The loss of a batch, and the gradient of everything that is trained."""
+    as_module(model).zero_grad()
+    loss = model.forward(**batch).loss
+    assert loss is not None, "With `labels`, the output of `forward` must have a `loss`."
+    if loss.requires_grad:
+        loss.backward()
+    gradients = [p.grad.flatten() for _, p in model.trainable_parameters() if p.grad is not None]
+    return {"loss": loss.detach(), "gradient": torch.cat([torch.zeros(1), *gradients])}
 
 
 def check_no_state(case: Case) -> None:

@@ -75,6 +75,14 @@ def sees_padding(patch: Patch) -> CrossAttention:
     return CrossAttention()
 
 
+def sees_the_example_before(patch: Patch) -> CrossAttention:
+    def visible(*args: Any) -> Tensor:
+        return visible_tokens(*args[:6])
+
+    patch.setattr(calm_lightning.composed.model, "visible_tokens", visible)
+    return CrossAttention()
+
+
 class SeesLessInTraining(Faulty):
     class model(ComposedModel):
         @wraps(ComposedModel.forward)
@@ -188,14 +196,16 @@ Plant = Callable[[Patch], CrossAttention] | type[CrossAttention]
 
 FAULTS: dict[Plant, set[str]] = {
     # Generation cannot see a token that does not exist yet, so it differs from everything that
-    # reads whole texts: training, and generation without a cache.
-    sees_everything: {"causal", "no_leak_in_training", "cache", "conversation", "loss"},
+    # reads whole texts: training, and generation without a cache. In a packed row everything is
+    # also the examples beside it.
+    sees_everything: {"causal", "no_leak_in_training", "cache", "conversation", "loss", "packing"},
     sees_the_next_token: {"causal", "no_leak_in_training", "cache", "conversation", "loss"},
     # A batch of texts of different lengths is padded.
     sees_padding: {"padding", "text"},
+    sees_the_example_before: {"packing"},
     SeesLessInTraining: {"loss"},
-    # Padded rows, beams and texts in a batch all share their batch with others.
-    MixesRows: {"batch", "padding", "text", "loss"},
+    # Padded rows, packed ones, beams and texts in a batch all share their batch with others.
+    MixesRows: {"batch", "padding", "text", "loss", "packing"},
     forgets_to_reorder: {"cache"},
     forgets_to_reorder_the_augmenting_model: {"cache"},
     forgets_to_crop: {"cache"},

@@ -99,7 +99,7 @@ def test_rows_that_do_not_fit_are_counted_and_the_first_longest_named() -> None:
 def test_the_collator_keeps_the_examples_beside_their_tensors() -> None:
     model = PlainModel(tiny_backbone(tokenizer=tiny_tokenizer()), lambda folder: None)
     examples = [Example("1+2=", "3"), Example("", "abc", ends=False)]
-    batch = Collator(model)(examples)
+    batch = Collator(model.encode)(examples)
     assert isinstance(batch, Batch)
     assert len(batch) == 2
     assert batch.examples is examples
