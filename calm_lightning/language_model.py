@@ -18,6 +18,7 @@ from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, Row, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
 from calm_lightning.drafting import drafted_by
+from calm_lightning.finished_rows import answers_of, can_leave
 from calm_lightning.packing import packed
 from calm_lightning.shared_prompts import read_once
 from calm_lightning.stopping import StopAtText
@@ -217,13 +218,18 @@ class TextModel(LanguageModel):
             for backbone in self.readers:
                 check_fits(rows, backbone.context, backbone.name, new)
         options: dict[str, Any] = {"pad_token_id": self.pad_id, **generation_kwargs}
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        read: dict[str, Any] = {}
+        if self.reads_prompts_ahead:
+            read = read_once(self, self.anchor_backbone.model.forward, batch, options)
+            if can_leave(self, options):
+                answers = answers_of(self, batch, options, stop, read.get("past_key_values"))
+                texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+                return [_cut(text, stop) for text in texts]
         if stop:
             ends = StopAtText(tokenizer, stop, batch["input_ids"].shape[1])
             options["stopping_criteria"] = StoppingCriteriaList([ends])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        if self.reads_prompts_ahead:
-            options |= read_once(self, self.anchor_backbone.model.forward, batch, options)
-        sequences = self.generate(**batch, **options)
+        sequences = self.generate(**batch, **options, **read)
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
         new_ids = sequences[:, batch["input_ids"].shape[1] :]

@@ -24,12 +24,16 @@ class StopAtText(StoppingCriteria):
         tokenizer: Of the model that writes.
         stop: The texts.
         prompt_columns: Columns of the prompt, padding included; they are not searched.
+
+    Attributes:
+        ended: Which rows have ended so far; None before the first token.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_columns: int
     ) -> None:
         self.tokenizer, self.stop, self.prompt_columns = tokenizer, tuple(stop), prompt_columns
+        self.ended: Bool[Tensor, " batch"] | None = None
         self._tail = _BYTES_OF_A_CHARACTER * max(map(len, stop)) + _MARGIN
 
     @override
@@ -38,5 +42,7 @@ class StopAtText(StoppingCriteria):
     ) -> Bool[Tensor, " batch"]:
         first = max(self.prompt_columns, input_ids.shape[1] - self._tail)
         texts = self.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
-        ended = [any(mark in text for mark in self.stop) for text in texts]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+        found = [any(mark in text for mark in self.stop) for text in texts]
+        ended = torch.tensor(found, dtype=torch.bool, device=input_ids.device)
+        self.ended = ended if self.ended is None else self.ended | ended
+        return ended
