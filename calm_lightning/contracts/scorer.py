@@ -57,6 +57,7 @@ class ExactMatch(Scorer):
             target alike. For worked answers (`10+22=32`) it is `=`. A prediction without it is
             wrong.
         max_group: Largest group value that is kept apart; larger ones are counted with it.
+        may_lack: Whether a prediction without that text is compared as a whole instead (`32`).
     """
 
     headline = "accuracy"
@@ -65,11 +66,16 @@ class ExactMatch(Scorer):
     total: Tensor
 
     def __init__(
-        self, group_by: str | None = None, after_last: str | None = None, max_group: int = 15
+        self,
+        group_by: str | None = None,
+        after_last: str | None = None,
+        max_group: int = 15,
+        may_lack: bool = False,
     ) -> None:
         super().__init__()
         self.group_by = group_by
         self.after_last = after_last
+        self.may_lack = may_lack
         self.max_group = max_group
         zeros = torch.zeros(max_group + 1, dtype=torch.long)
         self.add_state("correct", zeros.clone(), dist_reduce_fx="sum")
@@ -98,7 +104,7 @@ class ExactMatch(Scorer):
 
     def _matches(self, prediction: str, target: str) -> bool:
         if self.after_last is not None:
-            if self.after_last not in prediction:
+            if self.after_last not in prediction and not self.may_lack:
                 return False
             prediction = prediction.rpartition(self.after_last)[2]
             target = target.rpartition(self.after_last)[2]

@@ -204,6 +204,8 @@ def test_only_what_follows_the_last_sign_is_scored() -> None:
     examples = [Example("", "10+22=32")] * 4
     found = score(["10+22=32", "9+9=32", "32", "10+22=32=33"], examples, after_last="=")
     assert found["accuracy"] == pytest.approx(2 / 4)
+    said = ["10+22=32", "32", "10+22", "33"]
+    assert score(said, examples, after_last="=", may_lack=True)["accuracy"] == pytest.approx(2 / 4)
 
 
 def test_groups_are_counted_apart_and_large_ones_together() -> None:

@@ -361,6 +361,13 @@ def test_worked_answers_may_be_asked_for_as_direct_ones_are() -> None:
     for name, asked in sets_of(alike).items():
         last = ":" if name == "kv_subs" else "="
         assert {example.prompt[-1] for example in asked.examples} == {last}
+    # Nobody was told whether the working is wanted, so the number alone is right as well.
+    math = {name: sets_of(task)["num_math"] for name, task in (("alike", alike), ("usual", usual))}
+    number = math["alike"].examples[0].target.rpartition("=")[2]
+    for name, right in (("alike", 1.0), ("usual", 0.0)):
+        scorer = math[name].scorer
+        assert scorer is not None
+        assert scorer().each([number], math[name].examples[:1]) == [right]
 
 
 def test_kv_subs_asks_about_the_expressions_of_unseen_kv_math() -> None:

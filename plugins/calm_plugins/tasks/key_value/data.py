@@ -74,7 +74,8 @@ class KeyValue(Task):
             expression in numbers and then the number (`10+22?` → `10+22=32`), of which only what
             follows the last `=` is scored.
         asked_alike: Whether questions for a worked answer end in `=` too, as those for the number
-            alone do, so that a model may be in two minds about how it answers.
+            alone do, so that a model may be in two minds about how it answers. The number alone is
+            then right as well.
         also: Adds the same questions in the other style, as sets with its name before theirs:
             `worked_kv_math_unseen_keys`, say.
         mixture: What is trained on: kinds (pairs, kv_subs, kv_math, kv_math_worked, num_subs,
@@ -173,6 +174,7 @@ class KeyValue(Task):
         operands = range(min_operands, max_operands + 1)
         numbers = range(min_value, max_value + 1)
         self.source = _Source(self.table, numbers, operators, operands)
+        self.asked_alike = asked_alike
         self._ask = _Asker(self.table, asked_alike)
         self.mixture = self._default_mixture() if mixture is None else mixture
         self._ingredients = _parse_mixture(self.mixture, operands)
@@ -228,7 +230,7 @@ class KeyValue(Task):
         for prefix, style in styles:
             for name, expressions in {"num_math": num_math, **kv_math}.items():
                 examples = [self._ask(e, style) for e in expressions]
-                sets.append(_evaluation_set(prefix + name, examples, style))
+                sets.append(_evaluation_set(prefix + name, examples, style, self.asked_alike))
         return sets
 
     def _draw(self, name: str, draw: Callable[[random.Random], Expression]) -> list[Expression]:
@@ -442,13 +444,14 @@ class _Asker:
 
 
 def _evaluation_set(
-    name: str, examples: Sequence[Example], style: Answer = "direct"
+    name: str, examples: Sequence[Example], style: Answer = "direct", asked_alike: bool = False
 ) -> EvaluationSet:
     group_by = "unseen_keys" if name.endswith("kv_math_mixed_keys") else "operands"
     after_last = "=" if style == "worked" else None
     # No tokenizer of ours makes more tokens than there are characters; two to spare for the end.
     longest = max(len(example.target) for example in examples)
-    scorer = partial(ExactMatch, group_by=group_by, after_last=after_last)
+    # Asked alike, nobody is told whether the working is wanted.
+    scorer = partial(ExactMatch, group_by=group_by, after_last=after_last, may_lack=asked_alike)
     return EvaluationSet(name, examples, scorer, max_new_tokens=longest + 2)
 
 
