@@ -82,12 +82,15 @@ def answers_of(
     answers: list[list[int]] = [[]] * len(ids)
     left: int = options["max_new_tokens"]
     while True:
+        more: dict[str, Any] = {"past_key_values": cache, "max_new_tokens": min(PIECE, left)}
         criterion = StopAtText(tokenizer, stop, prompt) if stop else None
+        if criterion is not None:
+            more["stopping_criteria"] = StoppingCriteriaList([criterion])
         said = model.generate(
-            **options
-            | {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-            | {"max_new_tokens": min(PIECE, left), "return_dict_in_generate": True}
-            | ({"stopping_criteria": StoppingCriteriaList([criterion])} if criterion else {})
+            input_ids=ids,
+            attention_mask=mask,
+            return_dict_in_generate=True,
+            **{**options, **more},
         )
         new = said.sequences[:, ids.shape[1] :]
         ids, cache, left = said.sequences, said.past_key_values, left - new.shape[1]

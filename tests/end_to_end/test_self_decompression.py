@@ -30,7 +30,7 @@ def test_the_texts_are_drawn_once_and_learnt(calm: Any, tmp_path: Path) -> None:
     assert found is not None, outcome.out
     assert float(found[2]) < float(found[1])
     before = cache.read_bytes()
-    assert cache.with_suffix(".png").exists()
+    assert (tmp_path / "texts.jsonl.png").exists()
     assert calm("test", "--run", tmp_path / "run").status == 0
     assert cache.read_bytes() == before
     message = calm("fit", *options, "--run", tmp_path / "other", "--data.tree.seed=1").message

@@ -4,9 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
+from calm_plugins.tasks.mixture import Mixture
 from calm_plugins.tasks.self_decompression import Replay
+from calm_plugins.tasks.self_decompression.questions import Questions, Without
 
 
 class Sums(Task):
@@ -71,9 +75,42 @@ def test_nothing_left_to_replay_is_refused() -> None:
         Replay(Sums("a"), Asked("b")).train_examples()
 
 
-def test_data_made_by_index_keep_their_order_and_are_not_searched() -> None:
-    found = prompts(Replay(Sums("a"), Sums("b", generated=True), 0.5, examples_per_epoch=20))
-    assert [prompt for prompt in found if prompt[0] == "b"] == [f"b{i}=" for i in range(10)]
+def test_of_data_made_by_index_the_next_one_stands_in_for_a_question() -> None:
+    found = prompts(Replay(Sums("a"), Sums("b", generated=True), 0.5, examples_per_epoch=24))
+    assert [prompt for prompt in found if prompt[0] == "b"] == [
+        f"b{8 if i == 7 else 10 if i == 9 else i}=" for i in range(12)
+    ]
+
+
+def test_a_question_of_the_evaluation_is_not_replayed_by_a_mixture_either() -> None:
+    mixture = Mixture({"b": Sums("b"), "c": Sums("c")}, examples_per_epoch=100)
+    found = prompts(Replay(Sums("a"), mixture, 0.5, examples_per_epoch=200))
+    assert Counter(prompt[0] for prompt in found)["a"] == 100
+    assert not {"b7=", "b9="} & set(found)
+    assert {"b6=", "b8=", "c7=", "c9="} <= set(found)
+
+
+def test_behind_the_last_example_made_by_index_comes_the_first() -> None:
+    examples = Without([Example("b6=", "6"), Example("b7=", "7")], Questions(["b7="]))
+    assert [example.prompt for example in examples] == ["b6=", "b6="]
+
+
+def test_endless_data_that_only_ask_the_questions_are_refused() -> None:
+    with pytest.raises(CalmError, match="Nothing is left to replay"):
+        Without([Example("b7=", "7")] * 3, Questions(["b7="]))[1]
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", max_size=5), max_size=4))
+def test_a_question_is_found_wherever_it_stands(text: str, questions: list[str]) -> None:
+    found = Questions(questions).stand_in(Example(text[:3], text[3:]))
+    assert found == any(question in text for question in questions if question)
+
+
+def test_at_each_place_only_questions_that_begin_there_are_tried() -> None:
+    """So 300 questions of different lengths take no longer than one."""
+    questions = Questions(f"{number:03}" + "x" * number for number in range(300))
+    assert len(questions.lengths) == 300
+    assert all(len(lengths) == 1 for lengths in questions.lengths.values())
 
 
 def test_the_seed_is_that_of_both() -> None:

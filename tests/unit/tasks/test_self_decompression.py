@@ -242,6 +242,66 @@ def test_a_special_token_at_the_end_of_a_turn_ends_it() -> None:
     assert roles.ends() == {tokenizer.eos_token_id}
 
 
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
+    "{% elif m.role == 'assistant' %}ASSISTANT: {{ m.content }}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+ALPACA = (
+    "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n"
+    "{% elif m.role == 'assistant' %}### Response:\n{{ m.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "stops", "ends"),
+    [
+        (VICUNA, ("ASSISTANT:",), {"<eos>"}),
+        (ALPACA, ("### Instruction:", "### Response:"), set()),
+        (TEMPLATE, (";",), set()),
+        (TEMPLATE.replace(";", "/end<eos>"), ("/end",), set()),
+        (TEMPLATE.replace(";", "<pad>"), (), {"<pad>"}),  # its id is 0
+    ],
+    ids=["vicuna", "alpaca", "plain", "plain and special", "id 0"],
+)
+def test_a_turn_ends_at_its_end_or_else_at_the_next_ones_marker(
+    template: str, stops: tuple[str, ...], ends: set[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    roles = roles_of(tokenizer, "tiny", Tree((1, 1)))
+    assert roles.stop() == stops
+    assert roles.ends() == {tokenizer.convert_tokens_to_ids(end) for end in ends}
+
+
+def test_a_drawn_turn_does_not_run_on_into_the_next(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }}{{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    model = tiny_backbone(tokenizer=tokenizer, scale=0.02, layers=2)
+    corpus = grow(model, tmp_path / "tree.jsonl", style="chat", start="",
+                  branching=(20, 1), max_new_tokens=20)  # fmt: skip
+    assert any(node.ended for node in corpus.nodes.values())
+    for node in corpus.nodes.values():
+        assert not set("au") & set(node.text)
+        assert not (node.ended and node.text.endswith(" "))
+
+
+def test_a_template_that_tells_no_end_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    with pytest.raises(CalmError, match=r"'tiny' writes nothing behind a question.*style: text"):
+        roles_of(tokenizer, "tiny", Tree((1, 1)))
+    tokenizer.chat_template += "{% if add_generation_prompt %}A:{% endif %}"
+    assert roles_of(tokenizer, "tiny", Tree((1, 1))).stop() == ("A:",)  # <eos> ends an answer
+    tokenizer.eos_token = None
+    with pytest.raises(CalmError, match="'tiny' writes nothing behind an answer"):
+        roles_of(tokenizer, "tiny", Tree((1, 1)))
+
+
 def test_a_model_without_a_chat_template_is_refused() -> None:
     with pytest.raises(CalmError, match=r"'tiny' has no chat template.*style: text"):
         roles_of(tiny_tokenizer(), "tiny", Tree((1, 1)))
@@ -307,7 +367,38 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_picture_is_put_beside_the_texts(tmp_path: Path) -> None:
     task(tmp_path / "tree.jsonl").prepare_data()
-    assert (tmp_path / "tree.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "tree.jsonl.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_lies_beside_a_cache_is_its_own(tmp_path: Path) -> None:
+    for name in ("t_0.3", "t_0.7"):
+        task(tmp_path / name).prepare_data()
+    assert {file.name for file in tmp_path.glob("*.png")} == {"t_0.3.png", "t_0.7.png"}
+    assert {file.name for file in tmp_path.glob("*.lock")} == {"t_0.3.lock", "t_0.7.lock"}
+
+
+@pytest.mark.parametrize("name", ["t.png", "t.lock"])
+def test_a_cache_named_like_what_lies_beside_one_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CalmError, match=rf"{name} is named like what is put beside"):
+        task(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"drawn_at_a_time": 3}, "drawn_at_a_time=64, not 3"),
+        ({"attention": "eager"}, "model.attention='sdpa', not 'eager'"),
+    ],
+)
+def test_what_rounds_otherwise_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    task(tmp_path / "tree.jsonl").prepare_data()
+    source = BackboneSource(TINY, weights="random", attention=settings.pop("attention", None))
+    other = task(tmp_path / "tree.jsonl", **settings)
+    other.model = source
+    with pytest.raises(CalmError, match=rf"{words}.*nothing was changed"):
+        other.prepare_data()
 
 
 def test_it_is_replayed_by_a_mixture(tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ def test_the_end_is_not_part_of_a_text() -> None:
         assert each.tokens == (length + 1 if each.ended or length < 30 else 30)
 
 
+def test_texts_are_drawn_with_a_tokenizer_that_has_no_special_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = None
+    assert not tokenizer.all_special_ids
+    backbone = tiny_backbone(tokenizer=tokenizer, scale=0.02, layers=2)
+    tree = Tree((1,), style="text", start="ab")
+    roles = roles_of(tokenizer, "tiny", tree)
+    for each in draw(backbone, roles, ["ab", "a"], [7, 8], tree, 9):
+        assert (each.tokens, each.ended) == (9, False)
+        assert each.text
+    with pytest.raises(CalmError, match=r"'tiny' has no token that texts start with.*tree.start"):
+        roles_of(tokenizer, "tiny", Tree((1,), style="text"))
+
+
 # Deduplication
 
 

@@ -30,6 +30,9 @@ from calm_plugins.tasks.self_decompression.roles import Roles, roles_of
 from calm_plugins.tasks.self_decompression.store import Store, read
 from calm_plugins.tasks.self_decompression.tree import Corpus, Tree, branch_of
 
+_PICTURE, _LOCK = ".png", ".lock"
+"""Endings of what is put beside a cache."""
+
 
 class SelfDecompression(Task):
     """Texts that a frozen model writes by itself: replay data, or composition data.
@@ -40,12 +43,14 @@ class SelfDecompression(Task):
 
     Args:
         model: The model that the texts are drawn from.
-        cache: File of the texts, JSON lines; a picture of the tree is put beside it.
+        cache: File of the texts, JSON lines; a picture of the tree is put beside it, under its
+            name and `.png`.
         tree: How many texts are drawn, and how.
         deduplication: Which siblings count as the same; null is that of character trigrams.
         held_out: Share of the branches (texts of level 1 with all that follows them) that is not
             trained on; at least one.
-        drawn_at_a_time: Texts that are drawn together.
+        drawn_at_a_time: Texts that are drawn together; it may change a text by the rounding of
+            the model's logits, so a file is not continued with another number.
         **task_options: `batch_size`, `seed` and the other arguments of `Task`. The texts do not
             depend on this seed, but on `tree.seed`.
 
@@ -71,6 +76,11 @@ class SelfDecompression(Task):
             raise CalmError(f"drawn_at_a_time must be at least 1: got {drawn_at_a_time}.")
         self.model = model
         self.cache = Path(cache)
+        if self.cache.suffix in (_PICTURE, _LOCK):
+            raise CalmError(
+                f"cache={cache} is named like what is put beside another cache: a picture (.png) "
+                "or a lock (.lock). Name a file for the texts, such as texts.jsonl."
+            )
         self.tree = tree
         self.deduplication = deduplication or Deduplication()
         keep = self.deduplication.keep
@@ -100,7 +110,7 @@ class SelfDecompression(Task):
                 rank_zero_info(f"Drawing texts from {backbone.name!r} into {file}.")
             settings = self.deduplication
             Grower(backbone, roles, self.tree, settings, store, self.drawn_at_a_time).grow()
-            image = file.with_suffix(".png")
+            image = _beside(file, _PICTURE)
             if len(store.corpus.nodes) > grown or not image.exists():
                 picture(store.corpus, image)
                 rank_zero_info(_told(store.corpus, file))
@@ -149,14 +159,20 @@ class SelfDecompression(Task):
         return roles_of(tokenizer, self.model.path, self.tree)
 
     def _about(self, backbone: Backbone) -> dict[str, Any]:
-        """All that decides what is drawn."""
+        """All settings that decide what is drawn.
+
+        Attention and the texts that share a batch do so by the rounding of logits. The kind of
+        device does too, but a run may go on on another one.
+        """
         return {
             "model": {
                 "path": backbone.name,
                 "fingerprint": backbone.fingerprint(),
                 "tokenizer": _hash_of(backbone.require_tokenizer()),
                 "dtype": str(backbone.model.dtype).removeprefix("torch."),
+                "attention": backbone.model.config._attn_implementation,
             },
+            "drawn_at_a_time": self.drawn_at_a_time,
             "tree": asdict(self.tree),
             "deduplication": asdict(self.deduplication),
         }
@@ -173,7 +189,12 @@ def _alone(file: Path) -> FileLock:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CalmError(f"cache={file}: its folder cannot be made: {error}.") from error
-    return FileLock(file.with_suffix(".lock"))
+    return FileLock(_beside(file, _LOCK))
+
+
+def _beside(file: Path, ending: str) -> Path:
+    """The whole name and an ending: `t_0.3` and `t_0.7` are two files, and so are theirs."""
+    return file.with_name(file.name + ending)
 
 
 def _told(corpus: Corpus, file: Path) -> str:
@@ -184,5 +205,5 @@ def _told(corpus: Corpus, file: Path) -> str:
         f"kept; dropped are {said['duplicate']:,} duplicates, {said['surplus']:,} beyond what is "
         f"kept, {said['empty']:,} empty. Different words {said['distinct_1']:.3f}, pairs of words "
         f"{said['distinct_2']:.3f}; self-similarity {said['self_similarity']:.3f}. A picture is "
-        f"in {file.with_suffix('.png').name}."
+        f"in {_beside(file, _PICTURE).name}."
     )

@@ -69,7 +69,8 @@ def draw(
     ends = roles.ends() | _ends_of(backbone)
     # Any other special token ends a text too: a new turn, say, which no plain text can hold.
     stops = ends | set(tokenizer.all_special_ids)
-    batch = {name: each.to(model.device) for name, each in pad_left(rows, min(stops)).items()}
+    pad = min(stops, default=0)  # without any stop only a text that stops a row is padded
+    batch = {name: each.to(model.device) for name, each in pad_left(rows, pad).items()}
     columns = batch["input_ids"].shape[1]
     criteria = [StopAtText(tokenizer, roles.stop(), columns)] if roles.stop() else []
     sequences = model.generate(
@@ -77,8 +78,8 @@ def draw(
         max_new_tokens=max_new_tokens,
         do_sample=False,  # our processor makes the drawn token the likeliest one
         num_beams=1,
-        eos_token_id=sorted(stops),
-        pad_token_id=min(stops),
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=pad,
         logits_processor=LogitsProcessorList([SeededDraw(seeds, tree, columns, max_new_tokens)]),
         stopping_criteria=StoppingCriteriaList(criteria),
     )
@@ -90,7 +91,8 @@ def draw(
         found = [place for mark in roles.stop() if (place := text.find(mark)) >= 0]
         drawn.append(
             Drawn(
-                text[: min(found)] if found else text.rstrip(_BROKEN),
+                # White space before the next turn is the template's.
+                text[: min(found)].rstrip() if found else text.rstrip(_BROKEN),
                 length + stopped,
                 bool(found) or (stopped and new[length] in ends),
             )

@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.progress import track
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError, EvaluationSet, Example, Task
 from calm_plugins.tasks.blending import Blend
+from calm_plugins.tasks.self_decompression.questions import Questions, Without, nothing_left
 
 
 class Replay(Task):
@@ -15,6 +18,10 @@ class Replay(Task):
 
     Evaluation is the task's alone, under its own names, so a run with replay and one without stand
     in one table. (`Mixture` evaluates all of its tasks, each under its name.)
+
+    What asks a question of an evaluation set, word for word, is not replayed. Of finite data it is
+    left out, and it is said how much that was; where examples are made as they are asked for
+    (`KeyValue`, a `Mixture`, weighed `Translation`), the next one that asks none takes its place.
 
     Args:
         task: What is to be learnt, and is evaluated.
@@ -56,6 +63,8 @@ class Replay(Task):
 
     @override
     def setup(self, stage: str) -> None:
+        # Which tells where the run is, and which process this is.
+        self.task.trainer = self.replay.trainer = self.trainer
         self._both(lambda task: task.setup(stage))
 
     @override
@@ -80,29 +89,26 @@ class Replay(Task):
     def _replayed(self) -> Sequence[Example]:
         """The replay data without those that hold a question of an evaluation set.
 
-        Data that are made by their index know themselves what is kept for evaluation.
+        Data that are made from their index (`generated`) may be endless, so they are searched one
+        by one, as they are asked for, and nobody knows how many are left out.
         """
         examples = self.replay.train_examples()
+        asked = Questions(e.prompt for each in self.evaluation_sets() for e in each.examples)
         if self.replay.generated:
-            return examples
-        asked = {e.prompt for each in self.evaluation_sets() for e in each.examples if e.prompt}
-        lengths = {len(question) for question in asked}
-        kept = [e for e in examples if not _holds(e.prompt + e.target, asked, lengths)]
+            return Without(examples, asked)
+        searched = track(
+            examples,
+            "Searching replay data for questions of the evaluation",
+            console=Console(stderr=True),
+            transient=True,
+            disable=self._process()[0] > 0,
+        )
+        kept = [example for example in searched if not asked.stand_in(example)]
         if len(kept) < len(examples):
             rank_zero_info(
                 f"{len(examples) - len(kept):,} of {len(examples):,} examples are not replayed: "
                 "an evaluation set asks a question that is in them."
             )
         if not kept:
-            raise CalmError(
-                "Nothing is left to replay: every example holds a question of an evaluation set. "
-                "Give other replay data."
-            )
+            raise CalmError(nothing_left())
         return kept
-
-
-def _holds(text: str, asked: set[str], lengths: set[int]) -> bool:
-    """Whether any of the questions, which have these lengths, is somewhere in the text."""
-    return any(
-        text[start : start + length] in asked for start in range(len(text)) for length in lengths
-    )

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from calm_lightning.collate import tokenize
 from calm_lightning.contracts import CalmError, Example
 from calm_plugins.tasks.self_decompression.tree import Node, Tree
 
@@ -57,7 +58,19 @@ class Roles(ABC):
 
 
 class Text(Roles):
-    """A text that is continued, for base models (TG-PT)."""
+    """A text that is continued, for base models (TG-PT).
+
+    Raises:
+        CalmError: If there is no start, and no token that texts start with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, tree: Tree) -> None:
+        super().__init__(tokenizer, name, tree)
+        if not (tree.start or tree.start_pattern or tokenize(tokenizer, [""])[0].ids):
+            raise CalmError(
+                f"The tokenizer of {name!r} has no token that texts start with, so nothing can be "
+                "drawn without a start. Give it one: tree.start or tree.start_pattern."
+            )
 
     @override
     def prompt(self, path: Sequence[Node], start: str = "") -> str:
@@ -78,8 +91,12 @@ class Text(Roles):
 class Chat(Roles):
     """Conversations by the model's chat template (Wide-Tree and Balance-Tree).
 
+    A turn ends where the template ends it. Many templates end one in plain text, or not at all
+    (Vicuna's and Alpaca's questions); then it ends where the next one's marker begins.
+
     Raises:
-        CalmError: If there is no chat template, or it cannot write such conversations.
+        CalmError: If there is no chat template, or it cannot write such conversations, or nothing
+            in it tells where a turn ends.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, tree: Tree) -> None:
@@ -93,11 +110,7 @@ class Chat(Roles):
         bos = tokenizer.bos_token_id
         added = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
         self._added = str(tokenizer.bos_token) if added else ""
-        asked = self._messages([_HERE])
-        self._after = {
-            self._write(messages).rpartition(_HERE)[2].strip()
-            for messages in (asked, [*asked, _message(1, _HERE)])
-        } - {""}
+        self._after = {self._after_question(), self._after_answer()} - {""}
 
     @override
     def prompt(self, path: Sequence[Node], start: str = "") -> str:
@@ -125,16 +138,50 @@ class Chat(Roles):
 
     @override
     def stop(self) -> tuple[str, ...]:
-        return tuple(sorted(after for after in self._after if not self._first_token(after)))
+        plain = {self._plain(each) for each in self._after if self._first_token(each) is None}
+        return tuple(sorted(plain - {""}))
 
     @override
     def ends(self) -> set[int]:
-        return {token for after in self._after if (token := self._first_token(after))}
+        found = {self._first_token(after) for after in self._after}
+        return {token for token in found if token is not None}
+
+    def _after_question(self) -> str:
+        """The end of a question's turn or, where the template writes none, the answer's marker."""
+        asked = self._messages([_HERE])
+        after = _behind(self._write(asked)) or _behind(self._write(asked, asks=True))
+        if not after:
+            raise CalmError(self._endless("a question", "an answer (add_generation_prompt)"))
+        return after
+
+    def _after_answer(self) -> str:
+        """The same of an answer and the next question; empty if only the end of text can end it."""
+        after = _behind(self._write(self._messages([_HERE] * 2)))
+        if not after:
+            parts = self._write(self._messages([_HERE] * 3)).split(_HERE)
+            after = parts[2].strip() if len(parts) == 4 else ""
+        if not after and self.tokenizer.eos_token_id is None:
+            raise CalmError(self._endless("an answer", "the next question"))
+        return after
+
+    def _endless(self, text: str, following: str) -> str:
+        return (
+            f"The chat template of {self.name!r} writes nothing behind {text}, neither an end of "
+            f"the turn nor a marker of {following}, so it is not known where a drawn one ends. "
+            "Give the tokenizer a `chat_template` that writes one, or continue a text instead "
+            "(style: text)."
+        )
+
+    def _plain(self, after: str) -> str:
+        """What a template writes before a special token, which no drawn text holds."""
+        for token in self.tokenizer.all_special_tokens:
+            after = after.partition(token)[0]
+        return after.rstrip()
 
     def _first_token(self, after: str) -> int | None:
         """The special token that a template's end of turn begins with; None if it is plain text."""
-        first: int = self.tokenizer(after, add_special_tokens=False)["input_ids"][0]
-        return first if first in self.tokenizer.all_special_ids else None
+        first: list[int] = self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]
+        return first[0] if first and first[0] in self.tokenizer.all_special_ids else None
 
     def _messages(self, texts: Sequence[str]) -> list[Mapping[str, str]]:
         system = [{"role": "system", "content": self.tree.system}] if self.tree.system else []
@@ -151,6 +198,11 @@ class Chat(Roles):
                 f"The chat template of {self.name!r} refuses these messages: {error}"
             ) from error
         return written.removeprefix(self._added)
+
+
+def _behind(written: str) -> str:
+    """What stands behind the last text of a conversation, without white space around it."""
+    return written.rpartition(_HERE)[2].strip()
 
 
 def roles_of(tokenizer: PreTrainedTokenizerBase, name: str, tree: Tree) -> Roles:
