@@ -4,10 +4,13 @@ They are looked for in the folder that CALM_DATA names, else in ../shared/data b
 repository.
 """
 
+import email
+import gzip
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +22,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from calm_lightning.contracts import Example
+from calm_lightning.contracts import CalmError, Example
+from calm_plugins.tasks.code.sandbox import Sandbox
 from calm_plugins.tasks.gsm import Gsm
 from calm_plugins.tasks.gsm.problems import read_problems
 from calm_plugins.tasks.translation import Corpus, CorpusScores, Flores, Ntrex, PairFiles, Tatoeba
@@ -134,7 +138,7 @@ def sentences(data: Path, code: str) -> list[str]:
     """The sentences of a language: FLORES where it has it, else 400 of Tatoeba."""
     flores: Corpus = Flores(str(data / "flores200"))
     if "_" in code:
-        return [text for text, _ in flores.pairs(code, "eng_Latn" if code != "eng_Latn" else "deu")]
+        return [text for text, _ in flores.pairs(code, "eng_Latn")]
     return [text.strip() for text, _ in Tatoeba(str(data / "tatoeba")).pairs(code, "eng")[:400]]
 
 
@@ -247,6 +251,13 @@ TWO = (*TINY, "--model.augmenting=[{path: configs/models/tiny/augmenting, weight
        "--trainer.num_sanity_val_steps=0")  # fmt: skip
 
 
+def with_itself(data: Path) -> tuple[str, ...]:
+    """A real small model that reads 256 tokens, augmented with itself."""
+    model = f"{data}/checkpoints/BabyLlama-105"
+    return (*TWO, f"--model.anchor.path={model}", "--model.anchor.weights=pretrained",
+            f"--model.augmenting=[{{path: {model}}}]")  # fmt: skip
+
+
 def run_real(
     calm: Any, tmp_path: Path, command: str, config: str, changed: dict[str, Any], *options: str
 ) -> Any:
@@ -297,10 +308,60 @@ def test_gsm_runs_on_real_data_from_its_config(calm: Any, data: Path, tmp_path: 
         (tmp_path / f"{name}.jsonl").write_text("\n".join(chosen))
     changed = {"train": [str(tmp_path / "learnt.jsonl")], "max_new_tokens": 4,
                "evaluation": {"gsm8k": str(tmp_path / "asked.jsonl")}}  # fmt: skip
-    model = f"{data}/checkpoints/BabyLlama-105"  # with itself
-    outcome = run_real(
-        calm, tmp_path, "fit", "configs/gsm/gsm8k.yaml", changed, *TWO,
-        f"--model.anchor.path={model}", "--model.anchor.weights=pretrained",
-        f"--model.augmenting=[{{path: {model}}}]",
-    )  # fmt: skip
+    config = "configs/gsm/gsm8k.yaml"
+    outcome = run_real(calm, tmp_path, "fit", config, changed, *with_itself(data))
     assert "gsm8k/strict_match" in outcome.out
+
+
+def test_mgsm_is_asked_in_its_own_languages_from_its_config(
+    calm: Any, data: Path, tmp_path: Path
+) -> None:
+    changed = {"languages": ["de", "th"], "shots": 0, "limit": 2, "samples": 2, "temperature": 0.8,
+               "max_new_tokens": 4}  # fmt: skip
+    anchor = f"--model.anchor.path={data}/checkpoints/BabyLlama-105"
+    outcome = run_real(calm, tmp_path, "test", "configs/gsm/mgsm_native.yaml", changed, anchor)
+    for word in ("mgsm.de", "mgsm.th", "majority"):
+        assert word in outcome.out
+
+
+def test_code_runs_on_real_data_from_its_config(calm: Any, data: Path, tmp_path: Path) -> None:
+    try:
+        Sandbox().check()
+    except CalmError as error:
+        pytest.skip(str(error))
+    with gzip.open(data / "humaneval" / "HumanEval.jsonl.gz", "rt") as stream:
+        shortest = sorted(stream.read().splitlines(), key=len)[:2]
+    (tmp_path / "humaneval.jsonl").write_text("\n".join(shortest))
+    rows = map(json.loads, (data / "mbpp" / "mbpp.jsonl").read_text().splitlines()[10:510])
+    with_a_test = (row | {"test_list": row["test_list"][:1]} for row in rows)
+    few = sorted(with_a_test, key=lambda row: len(row["text"] + row["code"] + row["test_list"][0]))
+    (tmp_path / "mbpp.jsonl").write_text("\n".join(map(json.dumps, few[:3])))
+    changed = {"humaneval": str(tmp_path / "humaneval.jsonl"), "mbpp": str(tmp_path / "mbpp.jsonl"),
+               "functions": str(Path(email.__file__).parent), "mbpp_shots": 0, "describe_shots": 0,
+               "longest_function": 300, "evaluation_functions": 2, "max_new_tokens": 4,
+               "max_new_tokens_of_descriptions": 4}  # fmt: skip
+    config = "configs/code/humaneval_mbpp.yaml"
+    outcome = run_real(calm, tmp_path, "test", config, changed, *with_itself(data))
+    for word in ("humaneval", "mbpp", "pass@1", "code_to_text", "chrf"):
+        assert word in outcome.out
+    for name, count in (("humaneval", 2), ("mbpp", 3)):
+        outcomes = (tmp_path / "run" / "outcomes" / f"{name}.jsonl").read_text().splitlines()
+        assert len(outcomes) == count
+
+
+def test_codexglue_runs_from_its_config(
+    calm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a few functions of our own: CodeXGLUE itself is not among the real data."""
+    monkeypatch.setenv("CALM_DATA", str(tmp_path))
+    ours = ROOT / "configs" / "smoke" / "data" / "code"
+    languages = ("go", "java", "javascript", "php", "python", "ruby")
+    for language in languages:
+        folder = tmp_path / "codexglue" / language
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            shutil.copy(ours / f"functions_{split}.jsonl", folder / f"{split}.jsonl")
+    changed = {"describe_shots": 0, "stop_early": False, "max_new_tokens_of_descriptions": 4}
+    outcome = run_real(calm, tmp_path, "test", "configs/code/codexglue.yaml", changed, *TWO)
+    for language in languages:
+        assert f"code_to_text_{language}" in outcome.out

@@ -1,14 +1,17 @@
 """Promises of the code task. No program is run here."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from calm_lightning.contracts import CalmError
 from calm_plugins.tasks.code import Code, Descriptions, PassAtK
-from calm_plugins.tasks.code.sandbox import Sandbox, SandboxSettings
+from calm_plugins.tasks.code.sandbox import Job, Sandbox, SandboxSettings, Verdict
+from calm_plugins.tasks.mixture import Mixture
+from calm_plugins.tasks.self_decompression import Replay
 
 DATA = Path(__file__).parents[3] / "configs" / "smoke" / "data" / "code"
 HUMANEVAL, MBPP = str(DATA / "humaneval.jsonl"), str(DATA / "mbpp.jsonl")
@@ -58,12 +61,13 @@ def test_a_sandbox_that_cannot_be_had_is_said_before_anything_is_generated(
 
 def test_each_source_is_a_set_with_its_scorer() -> None:
     task = Code(HUMANEVAL, MBPP, FUNCTIONS, {"a": ASKED, "b": ASKED}, allow_code_execution=True,
-                pass_at=(1, 5), max_new_tokens=50, max_new_tokens_of_descriptions=9)  # fmt: skip
+                pass_at=(1, 5), samples=5, temperature=0.8, max_new_tokens=50,
+                max_new_tokens_of_descriptions=9)  # fmt: skip
     sets = task.evaluation_sets()
     assert [each.name for each in sets] == [
         "humaneval", "mbpp", "code_to_text_a", "code_to_text_b",
     ]  # fmt: skip
-    assert [len(each.examples) for each in sets] == [4, 3, 2, 2]
+    assert [len(each.examples) for each in sets] == [5 * 4, 5 * 3, 2, 2]
     assert [each.max_new_tokens for each in sets] == [50, 50, 9, 9]
     assert "\ndef" in sets[0].stop
     assert [each.stop for each in sets[1:]] == [("[DONE]",), ("\n",), ("\n",)]
@@ -73,6 +77,32 @@ def test_each_source_is_a_set_with_its_scorer() -> None:
     assert scorers[1].place == {"11": 0, "12": 1, "13": 2}
     assert scorers[1].ks == [1, 5]
     assert task.evaluation_sets() is sets
+
+
+def test_several_samples_ask_each_problem_so_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(self: Sandbox, jobs: Sequence[Job], progress: Any = None) -> list[Verdict]:
+        outcomes = ("passed" if "# yes" in each.program else "wrong" for each in jobs)
+        return [Verdict(outcome, "", 0.0, 0.0) for outcome in outcomes]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sandbox, "judge", judge)
+    (one,) = Code(HUMANEVAL, allow_code_execution=True).evaluation_sets()
+    (asked,) = Code(HUMANEVAL, allow_code_execution=True, samples=3, temperature=0.5,
+                    pass_at=(1, 3)).evaluation_sets()  # fmt: skip
+    assert dict(one.generation) == {}
+    assert dict(asked.generation) == {
+        "do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0,
+    }  # fmt: skip
+    assert list(asked.examples) == [*one.examples] * 3
+    assert asked.scorer is not None
+    scorer = asked.scorer()
+    scorer.update(["no"] * 4 + [" # yes"] * 4 + ["no"] * 4, asked.examples)
+    assert {name: float(score) for name, score in scorer.compute().items()} == {
+        "pass@1": pytest.approx(1 / 3), "pass@3": 1,
+    }  # fmt: skip
+    (described,) = Code(
+        functions=FUNCTIONS, code_to_text={"a": ASKED}, samples=3, temperature=0.5
+    ).evaluation_sets()
+    assert (len(described.examples), dict(described.generation)) == (2, {})
 
 
 def test_the_examples_are_the_questions_with_the_published_answers() -> None:
@@ -141,6 +171,26 @@ def test_few_functions_can_be_asked(folder: str) -> None:
     assert len(described.examples) == 2
 
 
+def test_outcomes_of_a_task_inside_others_go_into_the_run_too(tmp_path: Path) -> None:
+    class Run:
+        default_root_dir, global_rank, world_size = str(tmp_path), 1, 2
+
+    for combine in (
+        lambda task: Mixture({"code": task}),
+        lambda task: Replay(task, Code(functions=FUNCTIONS)),
+        lambda task: Mixture({"inner": Replay(task, Code(functions=FUNCTIONS))}, {"inner": 1.0}),
+    ):
+        task = Code(HUMANEVAL, allow_code_execution=True)
+        outer = combine(task)
+        outer.trainer = cast(Any, Run())
+        outer.setup("test")
+        (asked,) = outer.evaluation_sets()
+        assert asked.scorer is not None
+        scorer = asked.scorer()
+        assert isinstance(scorer, PassAtK)
+        assert scorer.file() == tmp_path / "outcomes" / "humaneval.1.jsonl"
+
+
 def test_outcomes_go_where_they_are_told_or_into_the_run(tmp_path: Path) -> None:
     task = Code(HUMANEVAL, allow_code_execution=True, outcomes=str(tmp_path / "there"))
     assert task._outcomes_file("humaneval") == tmp_path / "there" / "humaneval.jsonl"
@@ -170,6 +220,29 @@ def test_everything_with_a_source_is_learnt(folder: str) -> None:
     assert len(only_tokens.train_examples()) == 6
 
 
+def test_problems_of_mbpp_that_are_asked_under_another_number_are_not_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("calm_plugins.tasks.code.data.rank_zero_info", told.append)
+    lines = [json.loads(line) for line in Path(MBPP).read_text().splitlines()]
+    asked = next(line for line in lines if line["task_id"] == 11)
+    other = {"code": "def sub(x, y):\n    return x - y", "test_list": ["assert sub(5, 2) == 3"]}
+    same_text = asked | other | {"task_id": 701, "text": asked["text"].upper() + " "}
+    same_code = asked | {"task_id": 702, "text": "Take one from the other."}
+    shown = next(line for line in lines if line["task_id"] == 2) | {"task_id": 703}
+    file = tmp_path / "mbpp.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*lines, same_text, same_code, shown])))
+    task = Code(mbpp=str(file), allow_code_execution=True)
+    assert [example.meta["problem"].task_id for example in task.train_examples()] == [
+        "601", "602", "703",
+    ]  # fmt: skip
+    assert told == [
+        "mbpp: 2 of 5 problems are not learnt because others with the same text or the same code "
+        "are asked."
+    ]
+
+
 def test_what_has_no_source_cannot_be_learnt() -> None:
     for settings, words in [
         ({"train": ("solve",), "functions": FUNCTIONS, "code_to_text": {"a": ASKED}}, "give mbpp"),
@@ -192,6 +265,9 @@ def test_what_has_no_source_cannot_be_learnt() -> None:
         ({}, "has no source"),
         ({"functions": "x", "mbpp_shots": -1}, "mbpp_shots must be at least 0: got -1"),
         ({"functions": "x", "pass_at": (1, 0)}, "pass_at must be at least 1: got 0"),
+        ({"functions": "x", "pass_at": (1, 10)}, "pass_at=10 needs as many answers to each"),
+        ({"functions": "x", "pass_at": (1, 10), "samples": 9, "temperature": 1.0}, "but samples=9"),
+        ({"functions": "x", "samples": 10}, "all the same at temperature=0"),
         ({"functions": "x", "evaluation_functions": 0}, "evaluation_functions must be at least 1"),
         ({"functions": "x", "longest_function": 0}, "longest_function must be at least 1: got 0"),
         ({"functions": "x", "max_new_tokens": 0}, "max_new_tokens must be at least 1: got 0"),

@@ -89,15 +89,15 @@ def test_problems_that_were_not_asked_do_not_count() -> None:
 
 
 def test_the_state_of_two_processes_adds_up() -> None:
+    """`merge_state` adds states up as they say that processes should."""
     one, two, whole = scorer((1, 2)), scorer((1, 2)), scorer((1, 2))
     one.update(["right", "no", "no"], [A, B, C])
     two.update(["no", "right"], [A, A])
     two.update(["right", "no"], [B, C])
     whole.update(["right", "no", "no", "no", "right", "right", "no"], [A, B, C, A, A, B, C])
-    one.answered += two.answered
-    one.passed += two.passed
+    one.merge_state(two)
     assert one.compute() == whole.compute()
-    assert all(kind is torch.sum or kind is not None for kind in one._reductions.values())
+    assert list(one.compute()) == ["pass@1", "pass@2"]
 
 
 def test_answers_are_cut_and_no_program_is_run_twice() -> None:
@@ -160,9 +160,17 @@ def test_the_sums_of_two_processes_add_up() -> None:
     one.update(SAID[:3], examples[:3])
     two.update(SAID[3:], examples[3:])
     whole.update(SAID, examples)
-    one.sums_chrf += two.sums_chrf
-    one.sums_bleu += two.sums_bleu
+    one.merge_state(two)
     assert one.compute() == whole.compute()
+
+
+def test_an_answer_that_begins_with_a_line_break_is_empty_where_the_model_stops_or_not() -> None:
+    scores = []
+    for said in ("", "\nAdds two.", "  \nAdds two."):
+        score = Descriptions()
+        score.update([said, "gives the first of a list"], [Example("", t) for t in WANTED[1::-1]])
+        scores.append(score.compute())
+    assert scores[0] == scores[1] == scores[2]
 
 
 def test_a_problem_can_be_asked_in_another_way() -> None:

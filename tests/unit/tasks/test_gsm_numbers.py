@@ -56,6 +56,8 @@ def test_a_minus_that_something_is_taken_from_is_no_sign() -> None:
     [
         ("She sells 9 eggs.\n#### 18", 18), ("#### 18\nThe answer is 7. 5 more", 18),
         ("#### $1,080.00", 1080), ("####-5", -5), ("x\n#### 2\n\nQ\n#### 3", 3),
+        ("48 + 24 = 72\n#### 72\n\nCheck: 70 + 5 = 75", 72), ("#### 72 = 8 * 9", 72),
+        ("So 5.\n####\n\nThen 3", 3), ("so \\boxed{x = 42} and 7", 42),
         ("so \\boxed{42} at 7 o'clock", 42), ("\\boxed{\\text{about } 12}", 12),
         ("$\\boxed{-1,000}$ 3", -1000),
         ("The answer is 18. She has 3 hens.", 18), ("The answer is: 18 dollars a day for 5", 18),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from calm_lightning.contracts import CalmError, Example
 from calm_plugins.tasks.reading import normal_form
@@ -107,6 +108,27 @@ def test_prompt_joint_and_separator_can_be_written_otherwise(corpora: dict[str, 
     assert question == "<deu_Latn>deu sentence 0<eng_Latn>"
     assert before.startswith("<deu_Latn>deu text ")
     assert "<eng_Latn>english text " in before
+
+
+def test_a_joint_that_is_no_white_space_is_given_and_not_scored_or_held_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "fra-eng.tsv").write_text("bonjour\thello world\nmerci\tthank you\n")
+    (tmp_path / "deu-eng.tsv").write_text("hallo\thello world\nneu\tnew\n")
+    corpus = PairFiles(f"{tmp_path}/{{source}}-{{target}}.tsv")
+    for joint, target in ((" => ", " hello world"), ("\n", "hello world"), (" ", " hello world")):
+        task = Translation(
+            {"c": corpus}, (TrainingPart("c", ("deu-eng",)),), ask("c", "fra-eng"), joint=joint
+        )
+        assert [example.target.strip() for example in task.train_examples()] == ["new"]
+        (asked,) = task.evaluation_sets()
+        first = asked.examples[0]
+        assert first.target == target
+        assert first.prompt + target == f"French: bonjour\nEnglish:{joint}hello world"
+        assert asked.scorer is not None
+        scorer = asked.scorer()
+        scorer.update(["hello world", "thank you"], asked.examples)
+        assert scorer.compute()["chrf"] == 1
 
 
 def test_names_can_be_given(corpora: dict[str, Corpus]) -> None:
@@ -260,6 +282,25 @@ def test_limit_and_share_hold_for_each_direction_and_nest(corpora: dict[str, Cor
     assert sources(share=0.05) < sources(share=0.5) < sources()
 
 
+def test_a_larger_share_holds_a_smaller_one_whatever_either_run_evaluates(
+    corpora: dict[str, Corpus],
+) -> None:
+    def number(text: str) -> str:
+        return text.rpartition(" ")[2]
+
+    def learnt(share: float, kind: Any, asked: Any = ()) -> tuple[set[str], set[str]]:
+        task = Translation(corpora, learn("*-eng", share=share, kind=kind), asked)
+        held_out = {number(t) for each in task.evaluation_sets() for t in texts(each.examples)}
+        return texts(task.train_examples()), held_out
+
+    asked = ask("pairs", "deu-eng", limit=9)
+    for kind in ("translation", "target_text", "source_text"):
+        few, many = learnt(0.3, kind), learnt(0.4, kind)
+        few_of_less, (many_of_less, held_out) = learnt(0.3, kind, asked), learnt(0.4, kind, asked)
+        assert few_of_less[0] < many[0]
+        assert {text for text in few[0] if number(text) not in held_out} < many_of_less
+
+
 def test_weights_divide_parts_and_the_temperature_their_directions(
     corpora: dict[str, Corpus],
 ) -> None:
@@ -348,6 +389,45 @@ def test_a_corpus_that_is_asked_whole_leaves_nothing_to_learn(corpora: dict[str,
     assert "Nothing is left to train on: 0 of 20 pairs" in message
     assert "20 are not because an evaluation set holds one of their texts" in message
     assert "limit" in message
+
+
+def test_a_corpus_without_a_pair_is_refused_in_one_way(tmp_path: Path) -> None:
+    (tmp_path / "h.tsv").write_text("de\ten\n")
+    (tmp_path / "full.tsv").write_text("eins\tone\n")
+    corpora: dict[str, Corpus] = {
+        "c": PairFiles(f"{tmp_path}/h.tsv", ("deu", "eng"), ("de", "en")),
+        "full": PairFiles(f"{tmp_path}/full.tsv", ("deu", "eng")),
+    }
+    tasks = [
+        Translation(corpora, evaluation=ask("c", "deu-eng")),
+        Translation(corpora, evaluation=ask("full", "deu-eng", shots=1, exemplars="c")),
+        Translation(corpora, (TrainingPart("c", ("deu-eng",)),)),
+    ]
+    messages = {
+        refusal(tasks[0].evaluation_sets),
+        refusal(tasks[1].evaluation_sets),
+        refusal(tasks[2].train_examples),
+    }
+    (message,) = messages
+    assert "c, deu-eng: the corpus is empty" in message
+    assert "Check the file or the split" in message
+
+
+def test_the_papers_table_is_asked_of_the_whole_of_flores(tmp_path: Path) -> None:
+    """FLORES-200 has some of its languages in two scripts."""
+    codes = (
+        "lij_Latn mri_Latn taq_Latn taq_Tfng nno_Latn sun_Latn ban_Latn pol_Latn tha_Thai min_Arab "
+        "min_Latn acm_Arab eng_Latn"
+    )
+    for code in codes.split():
+        (tmp_path / f"{code}.devtest").write_text("one\n")
+    config = Path(__file__).parents[3] / "configs" / "translation" / "flores.yaml"
+    (part,) = yaml.safe_load(config.read_text())["data"]["init_args"]["evaluation"]
+    found = [each for asked in part["directions"] for each in Flores(str(tmp_path)).find(asked)]
+    assert [each.source[:3] for each in found] == [
+        "lij", "mri", "taq", "nno", "sun", "ban", "pol", "tha", "min", "acm",
+    ]  # fmt: skip
+    assert {each.target for each in found} == {"eng_Latn"}
 
 
 def test_evaluation_alone_needs_no_training_data(corpora: dict[str, Corpus]) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,26 @@ def test_a_data_set_is_read_by_its_fields(tmp_path: Path, streaming: bool) -> No
     assert len(pairs(corpus, "de-en")) == 5  # the row without a source is left out
     assert pairs(corpus, "en-de")[2] == ("sentence 2", "satz 2")
     assert len(pairs(hub(tmp_path, rows=3, streaming=streaming), "de-en")) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_without_a_side_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        pairs(hub(tmp_path), "de-en")
+    assert "split train, de-en: 1 of 6 rows are left out because a side is missing" in caplog.text
+
+
+def test_a_stream_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def rows(*args: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        yield {"translation": {"de": "eins", "en": "one"}}
+        raise ConnectionError("the line went dead")
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    message = refusal(Hub("some/pairs", ("de", "en"), streaming=True), "de-en")
+    for word in ("'some/pairs'", "cannot be read: the line went dead", "needs a network"):
+        assert word in message
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,9 +17,9 @@ from calm_lightning.contracts import CalmError, EvaluationSet, Example, Task
 from calm_plugins.tasks.code.functions import Function, read_functions
 from calm_plugins.tasks.code.problems import (
     HUMANEVAL_STOP,
-    MBPP_LEARNT,
     MBPP_STOP,
     Problem,
+    learnt_of,
     read_humaneval,
     read_mbpp,
     with_examples,
@@ -27,6 +27,7 @@ from calm_plugins.tasks.code.problems import (
 from calm_plugins.tasks.code.sandbox import Sandbox, SandboxSettings
 from calm_plugins.tasks.code.scorer import Descriptions, PassAtK
 from calm_plugins.tasks.reading import expand
+from calm_plugins.tasks.sampling import sampling
 
 Kind = Literal["describe", "complete", "solve"]
 
@@ -50,13 +51,15 @@ class Code(Task):
         code_to_text: Files in CodeXGLUE's format by name, to be described: each becomes the set
             `code_to_text_<name>`. None: what is held out of `functions`, as `code_to_text`.
         train: What is learnt: `describe` (function to description), `complete` (head and docstring
-            to body, Python sources only), `solve` (MBPP's task_id 601 to 974). None: all for which
-            there is a source.
+            to body, Python sources only), `solve` (MBPP's task_id 601 to 974, without those that
+            are also asked). None: all for which there is a source.
         allow_code_execution: Whether answers may be run on this machine.
         sandbox: What they may use, and what must hold them.
         mbpp_shots: Worked examples before each question of MBPP.
         describe_shots: The same for descriptions; they come from `functions`.
-        pass_at: Which k of pass@k, as far as there are answers.
+        pass_at: Which k of pass@k, each `samples` at most.
+        samples: Programs that are written for each problem. Descriptions are written once.
+        temperature: At which programs are drawn; 0 takes the likeliest token each time.
         longest_function: Functions of more characters are left out.
         evaluation_functions: Ask for the description of so many functions of each set at most.
         max_new_tokens: How long a program may become, in tokens.
@@ -85,6 +88,8 @@ class Code(Task):
         mbpp_shots: int = 3,
         describe_shots: int = 3,
         pass_at: tuple[int, ...] = (1,),
+        samples: int = 1,
+        temperature: float = 0.0,
         longest_function: int = 2000,
         evaluation_functions: int | None = None,
         max_new_tokens: int = 384,
@@ -103,6 +108,12 @@ class Code(Task):
             max_new_tokens_of_descriptions=(max_new_tokens_of_descriptions, 1),
             **{f"pass_at={k}": (k, 1) for k in pass_at},
         )
+        self.generation = sampling(samples, temperature)
+        if max(pass_at, default=1) > samples:
+            raise CalmError(
+                f"pass_at={max(pass_at)} needs as many answers to each problem, but "
+                f"samples={samples}. Raise samples and give a temperature above 0, such as 0.8."
+            )
         for kind in train or ():
             if kind not in get_args(Kind):
                 raise CalmError(f"train={kind!r}: any of {', '.join(get_args(Kind))}.")
@@ -128,7 +139,7 @@ class Code(Task):
         self.allow_code_execution = allow_code_execution
         self.sandbox = sandbox or SandboxSettings()
         self.mbpp_shots, self.describe_shots = mbpp_shots, describe_shots
-        self.pass_at = tuple(pass_at)
+        self.pass_at, self.samples = tuple(pass_at), samples
         self.longest_function = longest_function
         self.evaluation_functions = evaluation_functions
         self.max_new_tokens = max_new_tokens
@@ -186,8 +197,10 @@ class Code(Task):
             name,
             partial(self._outcomes_file, name),
         )
-        examples = [_program(problem) for problem in problems]
-        return EvaluationSet(name, examples, scorer, self.max_new_tokens, self._stop(stop))
+        # All once, then all again: validation, which takes the first, repeats none.
+        examples = [_program(problem) for problem in problems] * self.samples
+        stop = self._stop(stop)
+        return EvaluationSet(name, examples, scorer, self.max_new_tokens, stop, self.generation)
 
     def _stop(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         return texts if self.stop_early else ()
@@ -269,7 +282,13 @@ class Code(Task):
         if kind == "solve":
             if not self.mbpp:
                 raise CalmError(f"train={kind} learns from MBPP's task_id 601 to 974: give mbpp.")
-            return [_program(each) for n, each in self._mbpp().items() if n in MBPP_LEARNT]
+            problems, left_out = learnt_of(self._mbpp())
+            if left_out:
+                rank_zero_info(
+                    f"mbpp: {left_out} of {len(problems) + left_out} problems are not learnt "
+                    "because others with the same text or the same code are asked."
+                )
+            return [_program(problem) for problem in problems]
         if not self.functions:
             raise CalmError(f"train={kind} learns from functions: give functions.")
         learnt = [each for each in self._learnt() if len(each.code) <= self.longest_function]

@@ -9,7 +9,7 @@ from typing import Any
 
 from calm_lightning.contracts import CalmError
 from calm_plugins.tasks.code.sandbox import Job
-from calm_plugins.tasks.reading import describe, field, read_json_lines, text_field
+from calm_plugins.tasks.reading import describe, field, normal_form, read_json_lines, text_field
 
 HUMANEVAL_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MBPP_STOP = ("[DONE]",)
@@ -41,6 +41,7 @@ class Problem:
         setup: What the tests need beside the program (see `Job`).
         tests: They raise if the program is wrong.
         names: What they use of the program.
+        text: What the program should do, where the benchmark says it apart from the prompt.
     """
 
     task_id: str
@@ -51,6 +52,7 @@ class Problem:
     setup: str
     tests: str
     names: tuple[str, ...]
+    text: str = ""
 
     def cut(self, answer: str) -> str:
         """The answer up to where it ends."""
@@ -134,6 +136,31 @@ def with_examples(problems: Mapping[int, Problem], shots: int, file: str) -> lis
     return asked
 
 
+def learnt_of(problems: Mapping[int, Problem]) -> tuple[list[Problem], int]:
+    """MBPP's training part, without the problems that are asked under another number.
+
+    Args:
+        problems: All of the file.
+
+    Returns:
+        The problems, and how many are left out because the text or the code of one that is asked
+        is theirs too.
+    """
+    asked = {
+        normal_form(each)
+        for number in MBPP_ASKED
+        if (problem := problems.get(number))
+        for each in (problem.text, problem.solution)
+    }
+    training = [problems[number] for number in MBPP_LEARNT if number in problems]
+    learnt = [
+        each
+        for each in training
+        if not asked & {normal_form(each.text), normal_form(each.solution)}
+    ]
+    return learnt, len(training) - len(learnt)
+
+
 def _mbpp_problem(number: int, fields: dict[str, Any], where: str) -> Problem:
     text, code = (_unix(text_field(fields, name, where)) for name in ("text", "code"))
     test_list = field(fields, "test_list", where)
@@ -165,6 +192,7 @@ def _mbpp_problem(number: int, fields: dict[str, Any], where: str) -> Problem:
         setup="\n".join(imported[name] for name in sorted(used & set(imported))),
         tests=tests,
         names=tuple(sorted(used - known)),
+        text=text,
     )
 
 

@@ -128,7 +128,10 @@ def pass_at_k(answered: Tensor, passed: Tensor, k: int) -> Tensor:
 
 
 class Descriptions(Scorer):
-    """chrF and BLEU of the whole set by sacrebleu, as fractions; an answer is its first line.
+    """chrF and BLEU of the whole set by sacrebleu, as fractions.
+
+    Of an answer counts what stands before its first line break, whether the model was stopped there
+    or wrote on.
 
     The state is the sum of sacrebleu's own statistics, so that the score equals `sacrebleu` on all
     of it, however it was shared out. CodeXGLUE's own score is another BLEU (a mean over
@@ -150,7 +153,7 @@ class Descriptions(Scorer):
     @override
     def update(self, predictions: Sequence[str], examples: Sequence[Example]) -> None:
         pairs = zip(predictions, examples, strict=True)
-        first_lines = ((p.strip().partition("\n")[0], e.target.strip()) for p, e in pairs)
+        first_lines = ((p.partition("\n")[0].strip(), e.target.strip()) for p, e in pairs)
         said, wanted = zip(*first_lines, strict=True)
         self.sums_chrf += self._counted("chrf", said, wanted)
         self.sums_bleu += self._counted("bleu", said, wanted)

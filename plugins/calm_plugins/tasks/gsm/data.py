@@ -19,6 +19,7 @@ from calm_plugins.tasks.gsm.problems import Problem, read_problems
 from calm_plugins.tasks.gsm.prompts import Prompts, Style
 from calm_plugins.tasks.gsm.scorer import GsmAccuracy
 from calm_plugins.tasks.reading import expand, normal_form
+from calm_plugins.tasks.sampling import sampling
 
 
 class Gsm(Task):
@@ -43,6 +44,8 @@ class Gsm(Task):
         languages: Which of a folder's languages are asked; None: all.
         limit: Ask only the first so many questions of each set.
         max_new_tokens: How long an answer may become, in tokens of the anchor.
+        samples: Answers to each question. With several, the vote of the majority is scored too.
+        temperature: At which answers are drawn; 0 takes the likeliest token each time.
         **task_options: `batch_size`, `seed` and the other arguments of `Task`.
 
     Raises:
@@ -62,6 +65,8 @@ class Gsm(Task):
         languages: tuple[str, ...] | None = None,
         limit: int | None = None,
         max_new_tokens: int = 256,
+        samples: int = 1,
+        temperature: float = 0.0,
         **task_options: Any,
     ) -> None:
         super().__init__(**task_options)
@@ -81,6 +86,7 @@ class Gsm(Task):
         self.shots, self.exemplars = shots, exemplars
         self.languages, self.limit = languages, limit
         self.max_new_tokens = max_new_tokens
+        self.samples, self.generation = samples, sampling(samples, temperature)
         self.prompts = Prompts(style, calculator == "keep", cue)
         self._sets_made: list[EvaluationSet] | None = None
         self._train_made: list[Example] | None = None
@@ -154,18 +160,23 @@ class Gsm(Task):
         before = self.prompts.before(
             read_exemplars(self.exemplars, self.prompts, language, self.shots, problems)
         )
-        examples = [
+        examples = [  # all once, then all again: validation, which takes the first, repeats none
             Example(
                 before + self.prompts.prompt(problem),
                 self.prompts.target(problem),
-                {"question": number, "answer": problem.answer, "asked": problem.question},
+                {
+                    "question": number,
+                    "sample": sample,
+                    "answer": problem.answer,
+                    "asked": problem.question,
+                },
             )
+            for sample in range(self.samples)
             for number, problem in enumerate(problems)
         ]
-        scorer = partial(GsmAccuracy, len(examples), self.style, language)
-        return EvaluationSet(
-            name, examples, scorer, self.max_new_tokens, self.prompts.stop(language)
-        )
+        scorer = partial(GsmAccuracy, len(problems), self.style, language, self.samples)
+        stop = self.prompts.stop(language)
+        return EvaluationSet(name, examples, scorer, self.max_new_tokens, stop, self.generation)
 
 
 def _say_what_is_asked_twice(asked: Mapping[str, Sequence[Problem]]) -> None:

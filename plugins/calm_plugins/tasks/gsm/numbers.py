@@ -54,17 +54,19 @@ def read_number(text: str, language: str = "en") -> Decimal | None:
 def final_number(text: str, language: str = "en") -> Decimal | None:
     r"""The number that an answer ends up with; None if it holds none.
 
-    It is the one after the last `####`; else in the last `\boxed{}`; else after the last "the
-    answer is", in any language of MGSM, and there after the last `=` of the sentence; else the
-    last number of all.
+    It is the first one in the line after the last `####`; else in the last `\boxed{}`; else after
+    the last "the answer is", in any language of MGSM, up to the end of the sentence; else the last
+    number of all. In a box and in a sentence it is the one after the last `=`.
 
     Args:
         text: What a model said.
         language: Two letters, for separators.
     """
     text = without_annotations(text)
-    marked = [text.rpartition("####")[2]] if "####" in text else []
-    marked += [match[1] for match in _BOXED.finditer(text)][-1:]
+    _, mark, rest = text.rpartition("####")
+    if mark and (found := read_number(rest.partition("\n")[0], language)) is not None:
+        return found
+    marked = [match[1] for match in _BOXED.finditer(text)][-1:]
     phrases = list(_PHRASE.finditer(text))
     if phrases:
         rest = text[phrases[-1].end() :].lstrip()

@@ -5,6 +5,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -22,10 +24,10 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 class GsmAccuracy(Scorer):
     """Share of answers with the right number, as a fraction.
 
-    `accuracy` compares numbers as `final_number` reads them. `strict_match` and `flexible_extract`
-    are what lm-evaluation-harness 0.4 reports under these names for gsm8k (style `gsm8k`) and for
-    mgsm_native_cot and mgsm_en_cot (styles `native`, `english`), quirks included: texts are
-    compared, `18.00` is not 18, and Bengali answers are searched for English words.
+    `accuracy` compares numbers as `final_number` reads them, exactly. `strict_match` and
+    `flexible_extract` are what lm-evaluation-harness 0.4 reports under these names for gsm8k (style
+    `gsm8k`) and for mgsm_native_cot and mgsm_en_cot (styles `native`, `english`), quirks included:
+    texts are compared, `18.00` is not 18, and Bengali answers are searched for English words.
 
     With several samples of a question all three are means over all samples, and `majority` is the
     share of questions whose most frequent number is right; answers without a number do not vote,
@@ -34,7 +36,7 @@ class GsmAccuracy(Scorer):
     Args:
         questions: Number of questions; each example says its own in `meta["question"]`, from 0.
         style: How was asked.
-        language: Two letters.
+        language: Of the answers and of the truth, two letters.
         samples: Answers to each question; each example says which in `meta["sample"]`, from 0.
     """
 
@@ -42,8 +44,8 @@ class GsmAccuracy(Scorer):
     higher_is_better = True
     asked: Tensor
     answered: Tensor
-    answers: Tensor
-    truths: Tensor
+    right: Tensor
+    votes: Tensor
     strict: Tensor
     flexible: Tensor
 
@@ -55,34 +57,29 @@ class GsmAccuracy(Scorer):
         self.samples = samples
         self.harness = Harness.of(style, language)
         # Every answer has a place of its own, so that votes add up over any number of processes.
-        counts = torch.zeros(questions, samples, dtype=torch.long)
-        numbers = torch.zeros(questions, samples, dtype=torch.float64)
-        for name in ("asked", "answered", "strict", "flexible"):
-            self.add_state(name, counts.clone(), dist_reduce_fx="sum")
-        for name in ("answers", "truths"):
-            self.add_state(name, numbers.clone(), dist_reduce_fx="sum")
+        zeros = torch.zeros(questions, samples, dtype=torch.long)
+        for name in ("asked", "answered", "right", "votes", "strict", "flexible"):
+            self.add_state(name, zeros.clone(), dist_reduce_fx="sum")
 
     @override
     def update(self, predictions: Sequence[str], examples: Sequence[Example]) -> None:
         for prediction, example in zip(predictions, examples, strict=True):
             place = (example.meta["question"], example.meta.get("sample", 0))
             answer: str = example.meta["answer"]
-            truth, said = read_number(answer), final_number(prediction, self.language)
-            assert truth is not None, "checked when the file was read"
+            said = final_number(prediction, self.language)
             self.asked[place] += 1
-            self.truths[place] += float(truth)
             self.strict[place] += self.harness.strict_match(prediction, answer)
             self.flexible[place] += self.harness.flexible_extract(prediction, answer)
             if said is not None:
                 self.answered[place] += 1
-                self.answers[place] += float(said)
+                self.right[place] += said == self._truth(example)
+                self.votes[place] += _vote(said)
 
     @override
     def compute(self) -> dict[str, Tensor]:
-        right = (self.answered > 0) & (self.answers == self.truths)
         total = self.asked.sum()
         scores = {
-            "accuracy": right.sum() / total,
+            "accuracy": self.right.sum() / total,
             "strict_match": self.strict.sum() / total,
             "flexible_extract": self.flexible.sum() / total,
         }
@@ -93,20 +90,36 @@ class GsmAccuracy(Scorer):
     @override
     def each(self, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
         return [
-            float(final_number(said, self.language) == read_number(example.meta["answer"]))
+            float(final_number(said, self.language) == self._truth(example))
             for said, example in zip(predictions, examples, strict=True)
         ]
+
+    def _truth(self, example: Example) -> Decimal:
+        truth = read_number(example.meta["answer"], self.language)
+        assert truth is not None, "checked when the file was read"
+        return truth
 
     def _majority(self) -> Tensor:
         questions = self.asked.any(dim=1).nonzero().flatten().tolist()
         right = 0
         for question in questions:
             given = self.answered[question] > 0
-            votes = Counter(self.answers[question][given].tolist())
-            truth = float(self.truths[question][self.asked[question] > 0][0])
+            votes = self.votes[question][given].tolist()
             if votes:
-                right += votes.most_common(1)[0][0] == truth
+                first = votes.index(Counter(votes).most_common(1)[0][0])
+                right += int(self.right[question][given][first])
         return torch.tensor(right / len(questions) if questions else float("nan"))
+
+
+def _vote(number: Decimal) -> int:
+    """64 bits that equal numbers share, however they are written.
+
+    No number of a tensor would do: 9007199254740993 is none of its floats, and answers are longer
+    than its whole numbers.
+    """
+    above, below = number.as_integer_ratio()
+    digest = blake2b(f"{above:x}/{below:x}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 @dataclass(frozen=True)

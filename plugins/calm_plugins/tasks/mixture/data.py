@@ -90,6 +90,7 @@ class Mixture(Task):
     @override
     def setup(self, stage: str) -> None:
         for task in self.tasks.values():
+            task.trainer = self.trainer  # which tells where the run is, and which process this is
             task.setup(stage)
 
     @override

@@ -40,7 +40,8 @@ class Translation(Task):
         evaluation: What is asked.
         prompt: How a question is put, up to where the model goes on. Fields: {source},
             {source_language}, {target_language} (names), {source_code}, {target_code}.
-        joint: Between prompt and translation.
+        joint: Between prompt and translation. It is given with the prompt, but for spaces at its
+            end, which tokenizers write with the word that follows.
         separator: Between exemplars.
         scores: What is reported beside chrF: chrfpp (chrF++), bleu, spbleu, ter.
         bleu_tokenizer: sacrebleu's name of it; None: sacrebleu's choice for the language.
@@ -49,8 +50,9 @@ class Translation(Task):
         examples_per_epoch: With weights or a temperature, the same training examples come again
             after so many. Otherwise an epoch is every example once.
         split_seed: Seed of what `limit`, `share` and `shots` draw. It is apart from `seed`, so that
-            all seeds of a table hold out and learn the same pairs; a larger limit or share contains
-            a smaller one.
+            all seeds of a table hold out and learn the same pairs. A larger share contains a
+            smaller one, but for what its own run holds out; so does a larger limit, where the same
+            is held out.
         language_names: Names by code, where others than CLDR's are wanted.
         max_new_tokens: How long a translation may become, in tokens of the anchor.
         stop: Texts at which it ends, itself left out.
@@ -146,29 +148,25 @@ class Translation(Task):
         return Blend(streams, proportions, length, self.seed)
 
     def _streams(self, part: TrainingPart, asked: set[str]) -> list["_Stream"]:
-        corpus, whole, overlapping = self.corpora[part.corpus], 0, 0
+        whole = overlapping = 0
         streams: list[_Stream] = []
         shown: set[str] = set()
+        plain = part.kind != "translation"
         directions = self._directions(part)
         for direction in directions:
-            pairs = corpus.pairs(direction.source, direction.target)
+            pairs = self._pairs(part.corpus, direction)
             whole += len(pairs)
-            pairs = _short(pairs, part.max_characters)
-            free = [
-                (one, other)
-                for one, other in pairs
-                if not (asked and asked & {normal_form(one), normal_form(other)})
-            ]
-            overlapping += len(pairs) - len(free)
-            if part.kind != "translation":  # a text is learnt once, wherever it comes from
+            short = {i for i, pair in enumerate(pairs) if _is_short(pair, part.max_characters)}
+            held_out = {i for i in short if asked and asked & set(map(normal_form, pairs[i]))}
+            overlapping += len(held_out)
+            chosen = self._drawn(part, pairs, short - held_out)
+            if plain:  # a text is learnt once, wherever it comes from
                 side = 0 if part.kind == "source_text" else 1
-                texts = dict.fromkeys(pair[side] for pair in free if pair[side] not in shown)
-                free = [("", text) for text in texts]
-            kept = min(round(part.share * len(free)), part.limit or len(free))
-            chosen = self._draw(free, max(1, kept) if free else 0)
+                texts = dict.fromkeys(pair[side] for pair in chosen)
+                chosen = [("", text) for text in texts if text not in shown]
+            chosen = chosen[: part.limit]
             shown.update(text for _, text in chosen)
             if chosen:
-                plain = part.kind != "translation"
                 streams.append(_Stream(chosen, _plain_text if plain else self._writer(direction)))
         learnt = sum(len(stream) for stream in streams)
         about = (
@@ -183,6 +181,16 @@ class Translation(Task):
             )
         rank_zero_info(about)
         return streams
+
+    def _drawn(self, part: TrainingPart, pairs: Sequence[Pair], free: set[int]) -> list[Pair]:
+        """The share of the pairs, of which `free` may be learnt; in an order by `split_seed`."""
+        order = list(range(len(pairs)))
+        if part.share < 1 or part.limit is not None:
+            # All pairs, and not the free ones: else what is held out would decide what is drawn.
+            random.Random(self.split_seed).shuffle(order)
+        share = order[: max(1, round(part.share * len(pairs)))]
+        places = [i for i in share if i in free] or [i for i in order if i in free][:1]
+        return [pairs[i] for i in places]
 
     # ------------------------------------------------------------------ evaluation
 
@@ -205,8 +213,8 @@ class Translation(Task):
         return EvaluationSet(name, examples, scorer, self.max_new_tokens, self.stop)
 
     def _questions(self, part: EvaluationPart, direction: Direction) -> list[Example]:
-        pairs = self.corpora[part.corpus].pairs(direction.source, direction.target)
-        short = _short(pairs, part.max_characters)
+        pairs = self._pairs(part.corpus, direction)
+        short = [pair for pair in pairs if _is_short(pair, part.max_characters)]
         if not short:
             raise CalmError(
                 f"{part.corpus}, {direction.label}: there is nothing to ask. It has {len(pairs):,} "
@@ -233,11 +241,13 @@ class Translation(Task):
         if not part.shots:
             return []
         name = part.exemplars or part.corpus
-        corpus = self.corpora[name]
-        (there,) = corpus.find(f"{direction.source}-{direction.target}")
+        (there,) = self.corpora[name].find(f"{direction.source}-{direction.target}")
         taken = {normal_form(text) for pair in asked for text in pair}
-        pairs = _short(corpus.pairs(there.source, there.target), part.max_characters)
-        free = [pair for pair in pairs if not taken & set(map(normal_form, pair))]
+        free = [
+            pair
+            for pair in self._pairs(name, there)
+            if _is_short(pair, part.max_characters) and not taken & set(map(normal_form, pair))
+        ]
         if len(free) < part.shots:
             raise CalmError(
                 f"{part.corpus}, {direction.label}: {part.shots} exemplars are wanted, but {name} "
@@ -253,6 +263,15 @@ class Translation(Task):
             each for asked in part.directions for each in self.corpora[part.corpus].find(asked)
         ]
         return list({(each.source, each.target): each for each in found}.values())
+
+    def _pairs(self, name: str, direction: Direction) -> Sequence[Pair]:
+        pairs = self.corpora[name].pairs(direction.source, direction.target)
+        if not pairs:
+            raise CalmError(
+                f"{name}, {direction.label}: the corpus is empty, there is not one pair in it. "
+                "Check the file or the split, or leave this direction out."
+            )
+        return pairs
 
     def _draw(self, pairs: Sequence[Pair], count: int) -> list[Pair]:
         """Some of the pairs, in their order; of corpora that are parallel the same lines."""
@@ -281,8 +300,10 @@ class _Writer:
 
     def __call__(self, pair: Pair) -> Example:
         source, target = pair
-        prompt = self.prompt.format(source=source, **self.values)
-        return Example(prompt, self.joint + target, {"direction": self.label, "source": source})
+        given = self.joint.rstrip(" ")
+        prompt = self.prompt.format(source=source, **self.values) + given
+        space = self.joint[len(given) :]
+        return Example(prompt, space + target, {"direction": self.label, "source": source})
 
 
 class _Stream(Sequence[Example]):
@@ -310,10 +331,8 @@ def _plain_text(pair: Pair) -> Example:
     return Example("", pair[1])
 
 
-def _short(pairs: Sequence[Pair], max_characters: int | None) -> Sequence[Pair]:
-    if max_characters is None:
-        return pairs
-    return [pair for pair in pairs if max(map(len, pair)) <= max_characters]
+def _is_short(pair: Pair, max_characters: int | None) -> bool:
+    return max_characters is None or max(map(len, pair)) <= max_characters
 
 
 def _fields_of(prompt: str) -> list[str]:

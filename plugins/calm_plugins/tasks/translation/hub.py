@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError
@@ -14,7 +15,7 @@ from calm_plugins.tasks.translation.corpora import Corpus, Pair, with_codes
 class Hub(Corpus):
     """A data set of the Hugging Face hub, or a folder that `datasets.load_dataset` reads.
 
-    Rows in which a side is missing or empty are left out.
+    Rows in which a side is missing or empty are left out, and their number is said.
 
     Args:
         name: Such as `Helsinki-NLP/opus-100`, or a folder.
@@ -56,7 +57,15 @@ class Hub(Corpus):
     @override
     def pairs(self, source: str, target: str) -> Sequence[Pair]:
         if (source, target) not in self._pairs:
-            self._pairs[source, target] = list(self._read(source, target))
+            read = list(self._read(source, target))
+            pairs = [(one, other) for one, other in read if one.strip() and other.strip()]
+            if len(pairs) < len(read):
+                rank_zero_info(
+                    f"{self.name}, split {self.split}, {source}-{target}: "
+                    f"{len(read) - len(pairs):,} of {len(read):,} rows are left out because a side "
+                    "is missing or empty."
+                )
+            self._pairs[source, target] = pairs
         return self._pairs[source, target]
 
     def _read(self, source: str, target: str) -> Iterator[Pair]:
@@ -67,8 +76,7 @@ class Hub(Corpus):
             for name, value in zip(names, (one, other), strict=True):
                 if value is not None and not isinstance(value, str):
                     raise CalmError(f"{where}: {name!r} holds {describe(value)}, not text.")
-            if one and other and one.strip() and other.strip():
-                yield one, other
+            yield one or "", other or ""
 
     def _rows(self, source: str, target: str) -> Iterator[dict[str, Any]]:
         try:
@@ -83,9 +91,16 @@ class Hub(Corpus):
         problem: Exception | None = None
         for config in configs:
             try:
-                return iter(datasets.load_dataset(self.name, config, **options))
+                rows = datasets.load_dataset(self.name, config, **options)
             except Exception as error:  # whatever goes wrong in there, the user chose the name
                 problem = problem or error
+                continue
+            try:
+                yield from rows  # streamed ones are read only now
+            except Exception as error:
+                problem = error
+                break
+            return
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)
         raise CalmError(
             f"The data set {self.name!r} (configuration {' or '.join(map(str, configs))}, split "

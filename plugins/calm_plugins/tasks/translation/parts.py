@@ -24,7 +24,8 @@ class TrainingPart:
         weight: What this part's share in training is proportional to; its directions share it by
             their sizes and `temperature`. None for all parts: sizes and temperature decide alone.
         limit: At most so many pairs of each direction, drawn at random.
-        share: This share of the pairs of each direction, drawn at random: D_C is 0.05 or so.
+        share: This share of the pairs of each direction, drawn at random: D_C is 0.05 or so. What
+            is held out or too long counts among the pairs and is then left out.
         max_characters: Leave out pairs with a longer side.
     """
 
