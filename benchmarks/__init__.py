@@ -1,6 +1,6 @@
 """What is timed or weighed, as ratios within one run.
 
-    python -m benchmarks training|generation|memory|evaluation|scaling|cached_states
+    python -m benchmarks training|generation|memory|evaluation|scaling|cached_states|sandbox
                          [--pair small] [--profile]
     python benchmarks/estimate.py
 

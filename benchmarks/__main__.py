@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.jobs import AXES, JOBS, LENGTHS, Setting, pieces
+from benchmarks.jobs import AXES, JOBS, LENGTHS, Setting, pieces, sandbox
 from benchmarks.measuring import clock_of
 from benchmarks.pairs import PAIRS
 from benchmarks.profiling import print_profile
@@ -29,8 +29,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="show where the time goes instead")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     said = parser.parse_args()
+    elsewhere = JOBS[said.job] is sandbox
+    if elsewhere and said.profile:
+        parser.error("--profile looks at work of models, and the sandbox has none")
     torch.set_num_threads(said.threads)
-    name, clock = clock_of(said.threads)
+    name, clock = clock_of(said.threads, elsewhere)
     pair = PAIRS[said.pair]
     setting = Setting(pair, said.sides, said.rounds, said.warm_up, clock, said.axes, said.lengths)
     if said.profile:

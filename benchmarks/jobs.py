@@ -1,5 +1,7 @@
 """What each command measures."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from benchmarks.measuring import Stamps, Work, in_turn, peak_bytes
 from benchmarks.pairs import Pair
 from benchmarks.sides import Composed, Side, build
 from calm_lightning.state_cache import StateCache
+from calm_plugins.tasks.code.sandbox import Job, Sandbox, SandboxSettings
 
 PROMPT, NEW_TOKENS = 32, 64
 LENGTHS = (128, 256, 512, 1024)
@@ -216,6 +219,20 @@ def trainer_with_cache(pair: Pair, folder: Path, known: bool) -> Work:
     return known_step if known else fresh_step
 
 
+def sandbox(setting: Setting) -> Measured:
+    """An empty program in the sandbox of the code task, beside one in a plain process."""
+    empty, box = Job("", "", []), Sandbox(SandboxSettings(workers=1))
+    box.check()  # and so finds out beforehand which layers there are
+    plain = [sys.executable, "-c", "pass"]
+    work: dict[str, Work] = {
+        "python -c pass": lambda: subprocess.run(plain, check=True),
+        "sandbox": lambda: box.judge([empty]),
+    }
+    rows = setting.rows("an empty program", work, "python -c pass")
+    beyond = [inside - outside for outside, inside in zip(*(r.values for r in rows), strict=True)]
+    return rows, [f"The sandbox takes {median(beyond) * 1e3:.1f} ms more, in the median round."]
+
+
 def changed(pair: Pair, axis: str, value: int) -> Pair:
     """The pair at another place of an axis."""
     if axis == "size":
@@ -307,4 +324,5 @@ JOBS: dict[str, Callable[[Setting], Measured]] = {
     "evaluation": evaluation,
     "scaling": scaling,
     "cached_states": cached_states,
+    "sandbox": sandbox,
 }

@@ -37,9 +37,14 @@ def in_turn(
     return seconds
 
 
-def clock_of(threads: int) -> tuple[str, Callable[[], float]]:
-    """Processor time where one thread works, for other programs do not count in it."""
-    if threads == 1:
+def clock_of(threads: int, elsewhere: bool = False) -> tuple[str, Callable[[], float]]:
+    """Processor time where one thread works, for other programs do not count in it.
+
+    Args:
+        threads: Of this process.
+        elsewhere: Whether other processes do the work.
+    """
+    if threads == 1 and not elsewhere:
         return "processor time", time.process_time
     return "wall clock", time.perf_counter
 

@@ -90,6 +90,79 @@ def delete_a_file_of_the_host(scene):
     return True
 
 
+@attack()
+def change_the_rights_of_a_file(scene):
+    import os
+
+    os.chmod(scene["victim_file"], 0o666)
+    return True
+
+
+@attack()
+def change_the_rights_of_a_folder(scene):
+    import os
+
+    os.chmod(scene["open_folder"], 0o1777)
+    return True
+
+
+@attack()
+def change_the_times_of_a_file(scene):
+    import os
+
+    os.utime(scene["victim_file"], (0, 0))
+    return True
+
+
+@attack()
+def change_the_times_of_a_device(scene):
+    import os
+
+    os.utime("/dev/zero")  # what the sandbox shows is the host's own
+    return True
+
+
+@attack()
+def empty_a_file_of_the_host(scene):
+    import os
+
+    os.truncate(scene["victim_file"], 0)
+    return True
+
+
+@attack()
+def empty_a_file_without_asking_to_write(scene):
+    import os
+
+    os.close(os.open(scene["victim_file"], os.O_TRUNC | 3))  # neither reads nor writes
+    return True
+
+
+@attack()
+def lock_a_file_of_the_host(scene):
+    import fcntl
+    import os
+
+    fcntl.flock(os.open(os.__file__, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return True
+
+
+@attack()
+def lock_a_part_of_a_file_of_the_host(scene):
+    import fcntl
+    import os
+
+    fcntl.lockf(os.open(os.__file__, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB, 1)
+    return True
+
+
+@attack()
+def learn_the_size_of_a_file(scene):
+    import os
+
+    return os.stat(scene["secret_file"]).st_size == scene["size"]
+
+
 @attack(gain="secret")
 def read_through_a_symbolic_link(scene):
     import os
@@ -256,6 +329,13 @@ def learn_the_name_of_the_host(scene):
     return os.uname().nodename
 
 
+@attack(gain="memory")
+def learn_the_memory_of_the_host(scene):
+    import os
+
+    return os.sysconf("SC_PHYS_PAGES")
+
+
 @attack()
 def take_part_in_the_kernels_keyring(scene):
     import ctypes
@@ -290,6 +370,13 @@ def see_a_process_of_the_host(scene):
     import os
 
     return str(scene["victim"]) in os.listdir("/proc")
+
+
+@attack()
+def see_a_process_by_its_path(scene):
+    import os
+
+    return os.path.exists(f"/proc/{scene['victim']}")
 
 
 @attack()

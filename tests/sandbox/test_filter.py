@@ -1,6 +1,7 @@
 """The filter of system calls, run by an interpreter of classic BPF: what it lets through."""
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -15,8 +16,9 @@ HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 CLONE_OF_A_THREAD, CLONE_OF_A_PROCESS = 0x3D0F00, 0x1200011  # as glibc calls it
 
 
-def decide(number: int, first: int = 0, second: int = 0, architecture: int = X86_64) -> int:
-    data = {0: number, 4: architecture, 16: first, 24: second}
+def decide(number: int, *arguments: int, architecture: int = X86_64) -> int:
+    places = dict(zip((16, 24, 32), (*arguments, 0, 0, 0), strict=False))
+    data = {0: number, 4: architecture, **places}
     at, loaded = 0, 0
     while True:
         operation, if_true, if_false, value = PROGRAM[at]
@@ -24,6 +26,10 @@ def decide(number: int, first: int = 0, second: int = 0, architecture: int = X86
             return value
         if operation == 0x20:
             loaded = data[value]
+            at += 1
+            continue
+        if operation == 0x54:
+            loaded &= value
             at += 1
             continue
         holds = {0x15: loaded == value, 0x35: loaded >= value, 0x45: bool(loaded & value)}
@@ -52,7 +58,18 @@ def test_threads_may_be_started_and_processes_may_not() -> None:
 def test_only_harmless_commands_of_fcntl_pass() -> None:
     fcntl = CONDITIONAL["fcntl"]
     allowed = {command for command in range(1100) if decide(fcntl, 3, command) == ALLOW}
-    assert allowed == {*range(8), 1030}
+    assert allowed == {*range(5), 1030}  # no lock: 5 to 7, and 36 to 38
+
+
+@pytest.mark.parametrize("name", ["open", "openat"])
+def test_a_file_is_emptied_only_where_it_is_opened_for_writing(name: str) -> None:
+    before = (0,) if name == "open" else (0, 0)
+    truncate, refused = os.O_TRUNC, set()
+    for access in range(4):
+        for more in (0, os.O_CREAT, truncate, truncate | os.O_CREAT | os.O_CLOEXEC):
+            if decide(CONDITIONAL[name], *before, access | more) != ALLOW:
+                refused.add((access, bool(more & truncate)))
+    assert refused == {(os.O_RDONLY, True), (3, False), (3, True)}
 
 
 def test_limits_of_others_are_out_of_reach() -> None:
@@ -66,6 +83,14 @@ def test_nothing_on_the_list_starts_signals_or_talks() -> None:
                  "process_vm_readv", "process_vm_writev", "memfd_create", "link", "linkat", "mknod",
                  "open_by_handle_at", "setuid", "setresuid", "chroot", "keyctl", "add_key",
                  "shmget", "userfaultfd", "perf_event_open", "pidfd_open", "prctl"}  # fmt: skip
+    assert not dangerous & ALLOWED.keys()
+
+
+def test_nothing_on_the_list_changes_a_file_that_is_not_open_for_writing() -> None:
+    dangerous = {"chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown",
+                 "fchownat", "utime", "utimes", "futimesat", "utimensat", "truncate", "flock",
+                 "setxattr", "lsetxattr", "fsetxattr", "removexattr", "fallocate", "creat",
+                 "openat2"}  # fmt: skip
     assert not dangerous & ALLOWED.keys()
 
 

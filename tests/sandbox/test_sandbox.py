@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,26 @@ def test_waiting_is_ended_too(sandbox: Sandbox) -> None:
     assert "more than 1.5 seconds of waiting" in verdict.detail
 
 
+@pytest.mark.parametrize(("threads", "seconds"), [(1, 1.5), (75, 0.02)])
+def test_a_program_whose_threads_compute_does_not_wait(
+    sandbox: Sandbox, threads: int, seconds: float
+) -> None:
+    """Also if they come and go; its first thread waits for them all the time."""
+    impatient = Sandbox(SandboxSettings(waiting_seconds=0.5))
+    program = f"""
+import threading, time
+def spin():
+    while time.thread_time() < {seconds}: pass
+def f():
+    for _ in range({threads}):
+        thread = threading.Thread(target=spin)
+        thread.start()
+        thread.join()
+    return True
+"""
+    assert judge(impatient, program, "assert f()", "f").outcome == "passed"
+
+
 def test_verdicts_come_in_the_order_of_the_jobs_and_progress_is_told(sandbox: Sandbox) -> None:
     told: list[tuple[int, int]] = []
     jobs = [RIGHT, WRONG, WRONG, RIGHT, RIGHT, WRONG, RIGHT]
@@ -124,6 +145,37 @@ assert everything(3) == [
     assert judge(sandbox, program, tests, "everything").outcome == "passed"
 
 
+def test_files_are_made_copied_renamed_and_removed_in_a_temporary_folder(sandbox: Sandbox) -> None:
+    program = """
+import gzip, os, pathlib, shutil, sqlite3, tempfile, zipfile
+
+def files():
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        first = folder / "first"
+        first.touch()
+        first.touch()
+        first.write_text("kept")
+        shutil.copyfile(first, folder / "copy")
+        (folder / "copy").rename(folder / "renamed")
+        with open(folder / "renamed", "r+") as stream:
+            stream.truncate(2)
+        with gzip.open(folder / "packed", "wt") as stream:
+            stream.write("packed")
+        with zipfile.ZipFile(folder / "zip", "w") as archive:
+            archive.write(first, "inner")
+        zipfile.ZipFile(folder / "zip").extractall(folder / "out")
+        with sqlite3.connect(":memory:") as database:
+            rows = database.execute("select 1").fetchall()
+        found = [(folder / "renamed").read_text(), gzip.open(folder / "packed", "rt").read()]
+        found += [(folder / "out" / "inner").read_text(), rows]
+    return found + [os.path.exists(name)]
+"""
+    tests = 'assert files() == ["ke", "packed", "kept", [(1,)], False], files()'
+    verdict = judge(sandbox, program, tests, "files")
+    assert verdict.outcome == "passed", verdict.detail
+
+
 def test_nothing_is_left_for_the_next_program(sandbox: Sandbox) -> None:
     leave = "open('/tmp/left', 'w').write('x')\ndef f(): return True"
     look = "import os\ndef f(): return os.listdir('/tmp') == [] and 'left' not in globals()"
@@ -172,6 +224,30 @@ else:
     assert judge(sandbox, "def f(): pass", tests, "f").outcome == "wrong"
 
 
+ASYNCHRONOUS = """
+class Answers:
+    def __aiter__(self): return self
+    async def __anext__(self):
+        assert f(2) == 4
+async def ask():
+    async for _ in Answers(): pass
+try: ask().send(None)
+except StopIteration: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "tests"),
+    [("StopIteration", "assert all(map(lambda pair: f(pair[0]) == pair[1], [(2, 4), (3, 6)]))"),
+     ("StopAsyncIteration", ASYNCHRONOUS)],
+)  # fmt: skip
+def test_an_exception_of_the_program_does_not_end_what_the_tests_iterate(
+    sandbox: Sandbox, end: str, tests: str
+) -> None:
+    verdict = judge(sandbox, f"def f(n): raise {end}", tests, "f")
+    assert (verdict.outcome, verdict.detail) == ("error", f"{end}: ")
+
+
 def test_the_end_of_the_program_is_no_exception_that_tests_can_expect(sandbox: Sandbox) -> None:
     for expected in ("Exception", "BaseException"):
         tests = f"try:\n    f()\nexcept {expected}:\n    pass"
@@ -190,6 +266,34 @@ def test_tests_that_do_not_run_are_not_the_programs_fault(sandbox: Sandbox) -> N
     for tests, setup in (("assert f(", ""), ("assert f()", "import no_such_module")):
         with pytest.raises(CalmError, match=r"the tests do not run: (Syntax|ModuleNotFound)Error"):
             sandbox.judge([Job("def f(): return 1", tests, ["f"], setup)])
+
+
+@pytest.mark.parametrize(
+    "tests",
+    ["assert f(lambda x: x + 1) == 3", "f.limit = [print]",
+     "try: f(open)\nexcept: pass\nassert False"],
+)  # fmt: skip
+def test_tests_that_pass_a_function_are_not_the_programs_fault(
+    sandbox: Sandbox, tests: str
+) -> None:
+    line = re.escape(tests.split("\n")[0])
+    with pytest.raises(CalmError, match=rf"{line}: the tests pass a \w*function"):
+        sandbox.judge([Job("def f(g): return g(2)", tests, ["f"])])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [("'x' * 12_000_000", "at most 16777216 are carried"), ("nested(400)", "nested too deep")],
+)
+def test_an_answer_that_cannot_be_passed_on_is_the_programs_fault(
+    sandbox: Sandbox, answer: str, reason: str
+) -> None:
+    """Or a program could stop the evaluation of all others."""
+    program = f"def nested(n): return [nested(n - 1)] if n else []\ndef f(*_): return {answer}"
+    tests = "def deeper(n, *of): return deeper(n - 1, *of) if n else f(*of)\ndeeper(500, f(), f())"
+    verdict = judge(sandbox, program, tests, "f")
+    assert verdict.outcome == "error"
+    assert reason in verdict.detail
 
 
 # ------------------------------------------------------------------ forging from within

@@ -33,7 +33,8 @@ class Job:
         names: What the tests use of the program: functions, classes, variables (as they are when
             it has been loaded). A call is carried over with its arguments; they and the result
             arrive as copies, if they are plain data. A program's own objects stay where they are
-            and can be called, read, set and listed.
+            and can be called, read, set and listed. Other objects of the tests, functions say,
+            cannot be passed.
         setup: Python source that is run before the tests, beside them: imports, helpers.
     """
 
@@ -175,7 +176,8 @@ class Sandbox:
             progress: Told, after each job, how many are done and how many there are.
 
         Raises:
-            CalmError: As `check`; or if a box cannot be built although it could before.
+            CalmError: As `check`; if a box cannot be built although it could before; if the tests
+                do not run, or pass to the program what is no plain data.
         """
         if not jobs:
             return []

@@ -9,14 +9,24 @@ import builtins
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .wire import Gone, Unencodable, Wire, decode, encode
+from .wire import Gone, Wire, decode, encode
 
 _TESTS = "<tests>"
 _LONGEST_DETAIL = 500
+_ENDS_OF_ITERATION = (StopIteration, StopAsyncIteration)
 
 
-class Ended(BaseException):
-    """The candidate has ended. Not an `Exception`: a test that expects one must not catch it."""
+class Over(BaseException):
+    """There is no more to be learnt. Not an `Exception`: a test that expects one must not catch it.
+
+    Args:
+        outcome: `ended`: the candidate is gone; `failure`: the tests ask what cannot be asked.
+        reason: Why.
+    """
+
+    def __init__(self, outcome: str, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
 
 
 class Raised(Exception):
@@ -34,7 +44,7 @@ class Stub:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Have it called, with copies of the arguments."""
-        return self._ask("call", arguments=encode([arguments, named], _number))
+        return self._ask("call", arguments=self._sent([arguments, named]))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -42,7 +52,7 @@ class Stub:
         return self._ask("get", name=name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("set", name=name, value=encode(value, _number))
+        self._ask("set", name=name, value=self._sent(value))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._ask("list"))
@@ -50,24 +60,34 @@ class Stub:
     def __len__(self) -> int:
         return int(self._ask("length"))
 
+    def _sent(self, value: Any) -> Any:
+        candidate, _ = self._place
+        return encode(value, candidate.number)
+
     def _ask(self, what: str, **more: Any) -> Any:
         candidate, number = self._place
         return candidate.ask({"do": what, "of": number, **more})
 
 
 class Candidate:
-    """The program on the other side."""
+    """The program on the other side.
+
+    Attributes:
+        over: Why there is no more to be learnt, if so; also if the tests caught it.
+    """
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.ended = ""
+        self.over: Over | None = None
 
     def ask(self, request: Mapping[str, Any]) -> Any:
         """Send a request, and wait for the value that comes of it.
 
         Raises:
-            Ended: If the candidate has ended.
-            Raised: If the program raised; also of the built-in type that it raised.
+            Over: If the candidate has ended.
+            Raised: If the program raised; also of the built-in type that it raised, unless that
+                ends an iteration: `all(map(f, ...))` would take it for the end of the questions.
+            Unencodable: If the request is too long.
         """
         try:
             self.wire.send(request)
@@ -76,9 +96,24 @@ class Candidate:
                 return decode(answer.get("value"), lambda number: Stub(self, int(number)))
             kind, text = str(answer["error"]), str(answer.get("text"))
         except Gone as error:
-            self.ended = str(error)
-            raise Ended(self.ended) from error
+            raise self._end("ended", str(error)) from error
         raise _raised(str(answer.get("built_in")), f"{kind}: {text}")
+
+    def number(self, value: Any) -> int:
+        """The handle of an object of the program's.
+
+        Raises:
+            Over: If it is an object of the tests: no program could be right.
+        """
+        if isinstance(value, Stub):
+            handle: int = value._place[1]
+            return handle
+        reason = f"the tests pass a {type(value).__name__}, and a program is given plain data only"
+        raise self._end("failure", f"{reason}; leave this problem out")
+
+    def _end(self, outcome: str, reason: str) -> Over:
+        self.over = self.over or Over(outcome, reason)
+        return self.over
 
 
 def judge(wire: Wire, job: Mapping[str, Any]) -> dict[str, str]:
@@ -101,34 +136,28 @@ def judge(wire: Wire, job: Mapping[str, Any]) -> dict[str, str]:
         for name in job["names"]:
             names[name] = candidate.ask({"do": "get", "of": None, "name": name})
         exec(tests, names)
-    except Ended as error:
-        return _verdict("ended", str(error))
+        verdict = _verdict("passed", "")
     except Raised as error:
-        return _verdict("error", str(error))
+        verdict = _verdict("error", str(error))
     except AssertionError as error:
-        return _verdict("wrong", f"{_line(error, job['tests'])} {error}".strip())
+        verdict = _verdict("wrong", f"{_line(error, job['tests'])} {error}".strip())
     except BaseException as error:  # a value of another type than the tests can deal with
-        return _verdict("error", f"{_line(error, job['tests'])} {type(error).__name__}: {error}")
-    if candidate.ended:
-        return _verdict("ended", candidate.ended)
-    return _verdict("passed", "")
+        line = _line(error, job["tests"])
+        verdict = _verdict("error", f"{line} {type(error).__name__}: {error}")
+    if (over := candidate.over) is not None:
+        where = _line(over, job["tests"])
+        return _verdict(over.outcome, f"{where}: {over}" if where else str(over))
+    return verdict
 
 
 def _verdict(outcome: str, detail: str) -> dict[str, str]:
     return {"outcome": outcome, "detail": detail[:_LONGEST_DETAIL]}
 
 
-def _number(value: Any) -> int:
-    if isinstance(value, Stub):
-        number: int = value._place[1]
-        return number
-    raise Unencodable(f"the tests pass a {type(value).__name__}, which cannot be carried")
-
-
 def _raised(built_in: str, text: str) -> BaseException:
     """The exception that the program raised, as far as the built-in types have it."""
     kind = getattr(builtins, built_in, Exception)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind not in _ENDS_OF_ITERATION:
         try:
             made = type(kind.__name__, (Raised, kind), {})(text)
         except TypeError:  # it wants other arguments

@@ -4,8 +4,8 @@ It reads neither the program nor the tests: the job goes from the caller straigh
 the judge sends the candidate its program. What it adds is time, and the reason of an end.
 
 The kernel ends a box that has used its processor time. The keeper ends a job in which nobody
-computes: it counts the time in which neither box runs, nor is kept from running by what else the
-machine does. So a busy machine makes no program late.
+computes: it looks now and then, and counts the time in which no thread of either box runs, nor
+would if the machine let it. So a busy machine makes no program late.
 """
 
 import json
@@ -26,6 +26,7 @@ from .wire import Gone, Wire
 _LARGEST_VERDICT = 1 << 16
 _BEGUN = b" "  # white space before the verdict's JSON: from here on the judge is in its box
 _JUDGES_SHARE = 2  # the judge has this many times the candidate's time and memory
+_LOOK_SECONDS = 0.1
 
 
 def main() -> None:
@@ -111,30 +112,44 @@ def _fork(work: Callable[[], None]) -> int:
 def _read(descriptor: int, boxes: Sequence[int], waiting_seconds: float) -> bytes | None:
     """Everything that is written, until all writers have ended; None if nobody computes so long."""
     parts: list[bytes] = []
-    started, left = time.monotonic(), waiting_seconds
+    waited = 0.0
     while sum(map(len, parts)) < _LARGEST_VERDICT:
-        if select.select([descriptor], [], [], left)[0]:
+        # Unforeseeable, or a program could be awake only when it is looked at.
+        pause = _LOOK_SECONDS * (0.5 + os.urandom(1)[0] / 255)
+        if select.select([descriptor], [], [], pause)[0]:
             part = os.read(descriptor, _LARGEST_VERDICT)
             if not part:
                 break
             parts.append(part)
-            continue
-        left = started + waiting_seconds + sum(map(_busy, boxes)) - time.monotonic()
-        if left <= 0:
-            return None
+        elif not any(map(_computes, boxes)):
+            waited += pause
+            if waited >= waiting_seconds:
+                return None
     return b"".join(parts)
 
 
-def _busy(pid: int) -> float:
-    """Seconds that a box has run, or has been kept from running; 0 if the kernel does not say."""
+def _computes(pid: int) -> bool:
+    """Whether a thread of a box runs or is kept from running; not, if the kernel does not say.
+
+    The states of threads say so also of a process whose threads come and go, which the times that
+    the kernel keeps of each thread (`schedstat`) do not: those of a thread end with it.
+    """
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as stream:
             inside = stream.read().split()  # with namespaces the box is a child
-        with open(f"/proc/{inside[0] if inside else pid}/schedstat") as stream:
-            ran, kept, _ = stream.read().split()
-    except (OSError, ValueError):
-        return 0.0
-    return (int(ran) + int(kept)) / 1e9
+        threads = f"/proc/{inside[0] if inside else pid}/task"
+        return any(_state(f"{threads}/{each}/stat") == "R" for each in os.listdir(threads))
+    except OSError:
+        return False
+
+
+def _state(file: str) -> str:
+    """Of a thread, as a letter: what follows its name, in which anything may stand."""
+    try:
+        with open(file, errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0]
+    except OSError:  # it has just ended
+        return ""
 
 
 def _end(pid: int, how: signal.Signals) -> float:
