@@ -5,7 +5,6 @@ its own and leaves a `result.json`; what is finished is not done again, so a com
 stopped goes on where it was. A run that fails, or is killed, disturbs no other.
 """
 
-import json
 import logging
 import math
 import multiprocessing
@@ -25,10 +24,26 @@ from typing import Any
 
 import yaml
 
-from calm_lightning.comparison import Job, read_comparison
+from calm_lightning.comparison import Comparison, Job, nearest, read_comparison
 from calm_lightning.contracts import CalmError, EvaluationSet
 from calm_lightning.machine import peak_memory
-from calm_lightning.plain_data import parse_json
+from calm_lightning.results import (
+    alone_in,
+    failure,
+    finished,
+    forget_failure,
+    keep_failure,
+    keep_result,
+    result_of,
+    save_beside,
+    weights_of,
+)
+
+_STOPPED = "it ended without a result: it was stopped from outside"
+_CHANGED = (
+    "what it read was changed while it ran, so its result is not that of the files as they are "
+    "now; the same command runs it again"
+)
 
 
 def compare(
@@ -50,7 +65,7 @@ def compare(
     Raises:
         CalmError: If the file is at fault, or a row failed (after the others were run).
     """
-    from calm_lightning.report import Progress, write_report
+    from calm_lightning.report import write_report
 
     if multiprocessing.parent_process() is not None:
         raise CalmError(
@@ -66,23 +81,51 @@ def compare(
     ]
     names = [row.name for row in comparison.rows]
     if strange := sorted(set(rows) - set(names)):
-        raise CalmError(f"{config} has no rows {strange}; it has {names}.")
+        raise CalmError(f"{config} has no rows {strange}; it has {names}.{nearest(strange, names)}")
+    if unknown := sorted(set(seeds) - set(comparison.seeds)):
+        raise CalmError(
+            f"{config} has no runs with seeds {unknown}; it has {list(comparison.seeds)}. Add them "
+            "to its `seeds`."
+        )
     if not jobs:
-        raise CalmError(f"{config} has no run for seeds {list(seeds)}: {list(comparison.seeds)}.")
+        raise CalmError(
+            f"{config} has nothing to do for seeds {list(seeds)}: rows without training are scored "
+            f"once, with seed {comparison.seeds[0]}."
+        )
     if workers is not None and workers < 1:
         raise CalmError(f"--workers must be at least 1: got {workers}.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalmError(
-            f"The results cannot go into {str(folder)!r}: {error.strerror}. Name a folder by --out."
-        ) from None
+    with alone_in(folder):
+        failed = _run(jobs, comparison, folder, workers)
+        earlier = {
+            str(job): reason
+            for job in comparison.jobs
+            if str(job) not in failed and (reason := failure(job, folder)) is not None
+        }
+        results = [r for job in comparison.jobs if (r := finished(job, folder)) is not None]
+        write_report(comparison, results, folder, {**earlier, **failed})
+    if failed or earlier:
+        raise CalmError(_told(failed, earlier, len(jobs)))
+
+
+def _run(
+    jobs: Sequence[Job], comparison: Comparison, folder: Path, workers: int | None
+) -> dict[str, str]:
+    """Run what is not finished of these jobs.
+
+    Returns:
+        By job, why it failed.
+    """
+    from calm_lightning.report import Progress
+
     pending = [job for job in jobs if finished(job, folder) is None]
     count = workers or comparison.workers or _workers_of_this_machine(comparison.threads)
     count = min(count, max(1, len(pending)))
     failed: dict[str, str] = {}
     waiting, running = list(pending), dict[Job, BaseProcess]()
     free, worker_of = list(range(count)), dict[Job, int]()
+    sets = [*comparison.columns, *comparison.retention, *comparison.samples]
+    sets += [column for figures in comparison.paper.values() for column in figures]
+    arguments = (folder, comparison.threads, dict(comparison.samples), sets)
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     _raise_on_signals()
@@ -91,34 +134,38 @@ def compare(
             while waiting or running:
                 while len(running) < count and (job := _next(waiting, running)) is not None:
                     waiting.remove(job)
-                    arguments = (
-                        job, folder, comparison.threads, dict(comparison.samples),
-                        (*comparison.columns, *comparison.retention),
-                    )  # fmt: skip
                     worker_of[job] = free.pop(0)
                     running[job] = context.Process(
-                        target=_run_alone, args=(worker_of[job], *arguments)
+                        target=_run_alone, args=(worker_of[job], job, *arguments)
                     )
                     running[job].start()
                 progress.update()
                 time.sleep(0.25)
                 for job in [job for job, process in running.items() if not process.is_alive()]:
                     free.append(worker_of.pop(job))
-                    if (code := running.pop(job).exitcode) != 0:
-                        failed[f"{job.row.name}, seed {job.seed}"] = _reason(job, folder, code)
+                    code = running.pop(job).exitcode
+                    if code != 0 or finished(job, folder) is None:
+                        failed[str(job)] = reason = _reason(job, folder, code)
+                        keep_failure(job, folder, reason)
             progress.update()
         except BaseException:
             for process in running.values():
                 process.terminate()
             raise
-    results = [r for job in comparison.jobs if (r := finished(job, folder)) is not None]
-    if results:
-        write_report(comparison, results, folder, failed)
+    return failed
+
+
+def _told(failed: Mapping[str, str], earlier: Mapping[str, str], runs: int) -> str:
+    """What the command says of failures, of its own and of earlier ones."""
+    lines = []
     if failed:
-        told = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
-        raise CalmError(
-            f"{len(failed)} of {len(jobs)} runs failed; the others are in the table:\n{told}"
-        )
+        others = "; the others are in the table" if len(failed) < runs else ""
+        lines += [f"{len(failed)} of {runs} runs failed{others}:"]
+        lines += [f"  {name}: {reason}" for name, reason in failed.items()]
+    if earlier:
+        lines += ["These failed before, and were not run again now (--rows, --seeds):"]
+        lines += [f"  {name}: {reason}" for name, reason in earlier.items()]
+    return "\n".join(lines)
 
 
 def _raise_on_signals() -> None:
@@ -169,15 +216,21 @@ def _run_alone(
     _see_one_gpu(worker)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    error_file = job.folder(out) / "error.txt"
-    error_file.unlink(missing_ok=True)
+    forget_failure(job, out)
     try:
         run_job(job, out, threads, samples, sets)
     except Exception as error:
         told = str(error).strip() if isinstance(error, CalmError) else traceback.format_exc()
-        error_file.parent.mkdir(parents=True, exist_ok=True)
-        error_file.write_text(told + "\n", encoding="utf-8")
-        sys.exit(1)
+    except SystemExit as end:
+        # Lightning ends a training so, without a status, when its process is asked to stop.
+        said = f" ({end.code})" if isinstance(end.code, str) else ""
+        told = f"{_STOPPED}{said}"
+    else:
+        return
+    error_file = job.folder(out) / "error.txt"
+    error_file.parent.mkdir(parents=True, exist_ok=True)
+    error_file.write_text(told + "\n", encoding="utf-8")
+    sys.exit(1)
 
 
 def _end_with(parent: BaseProcess) -> None:
@@ -189,6 +242,9 @@ def _end_with(parent: BaseProcess) -> None:
 def _reason(job: Job, out: Path, code: int | None) -> str:
     """Why a run failed, for the table."""
     file = job.folder(out) / "error.txt"
+    if code == 0:
+        changed = (job.folder(out) / "result.json").exists()
+        return _CHANGED if changed else _STOPPED
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         memory = " (out of memory?)" if name == "SIGKILL" else ""
@@ -200,16 +256,6 @@ def _reason(job: Job, out: Path, code: int | None) -> str:
     if not told.startswith("Traceback"):
         return told
     return f"{told.splitlines()[-1]} (whole traceback: {file})"
-
-
-def finished(job: Job, out: Path) -> dict[str, Any] | None:
-    """The job's result, if it is there and was made from the same config and backbones."""
-    file = job.folder(out) / "result.json"
-    try:
-        result = parse_json(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return result if isinstance(result, dict) and result.get("key") == job.key() else None
 
 
 def run_job(
@@ -242,7 +288,7 @@ def run_job(
     folder.mkdir(parents=True, exist_ok=True)
     config = job.config()
     if job.source is not None:
-        config["model"]["start_from"] = str(_weights(job.source, out))
+        config["model"]["start_from"] = str(weights_of(job.source, out))
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     quiet = {
         "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
@@ -252,16 +298,17 @@ def run_job(
     config["trainer"] = {**config.get("trainer", {}), **quiet}
     cli = CalmCLI(args=config, run=False)
     there = [each.name for each in cli.datamodule.evaluation_sets()]
-    if (strange := sorted(set(sets) - set(there))) and not job.row.own_budget:
+    if (strange := sorted(set(sets) - set(there), key=str)) and not job.row.own_budget:
         raise CalmError(
-            f"columns or retention name evaluation sets that there are not: {strange}; there are "
-            f"{there}."
+            "columns, retention, samples or paper name evaluation sets that there are not: "
+            f"{strange}; there are {there}.{nearest(strange, there)}"
         )
     progress = JobProgress(folder)
-    work = CountWork(None if job.measure is None else _result(job.measure, out)["training_flops"])
+    work = CountWork(None if job.measure is None else result_of(job.measure, out)["training_flops"])
     cli.trainer.callbacks += [progress, work]  # type: ignore[attr-defined]
     key = job.key()  # of the files as they are now
     started = time.perf_counter()
+    trained = None
     if job.row.train:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         if job.measure is not None and cli.trainer.global_step != cli.model.steps:
@@ -270,8 +317,7 @@ def run_job(
                 f"{job.measure.row.name!r} is {cli.model.steps}: something else stopped it (a "
                 "callback?). Take that out, or compare by steps."
             )
-        (folder / "result.json").unlink(missing_ok=True)  # it was of another model
-        cli.model.language_model.save_pretrained(folder / "model")
+        trained = save_beside(cli.model.language_model.save_pretrained, folder)
     trained_seconds = time.perf_counter() - started if job.row.train else 0.0
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     speed = characters_per_second(cli.model)
@@ -295,37 +341,18 @@ def run_job(
         "memory_mib": peak_memory(),
         "outcomes": cli.model.outcomes,
         "questions": {each.name: questions_hash(each) for each in cli.model.evaluation_sets},
+        "lower_is_better": [
+            each.name
+            for each in cli.model.evaluation_sets
+            if (scorer := cli.model.scorer(each.name)) is None or scorer.higher_is_better is False
+        ],
         "losses": [each.name for each in cli.model.evaluation_sets if each.scorer is None],
         "test_seconds": round(time.perf_counter() - started - trained_seconds, 1),
         "samples": draw_samples(cli.model, samples),
         "curve": progress.curve,
         "key": key,
     }
-    temporary = folder / "result.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
-    temporary.replace(folder / "result.json")
-
-
-def _result(source: Job, out: Path) -> dict[str, Any]:
-    """What another job left, which this one needs."""
-    if (result := finished(source, out)) is None:
-        raise CalmError(
-            f"row {source.row.name!r} with seed {source.seed}, which this one needs, is not "
-            "finished. Run the comparison without --rows, or that row first."
-        )
-    return result
-
-
-def _weights(source: Job, out: Path) -> Path:
-    """Folder of a finished job's model."""
-    _result(source, out)
-    model = source.folder(out) / "model"
-    if not model.is_dir():
-        raise CalmError(
-            f"The weights of row {source.row.name!r} are gone: there is no folder {str(model)!r}. "
-            f"Remove {str(model.parent)!r} to have them made anew."
-        )
-    return model
+    keep_result(result, folder, trained)
 
 
 def split_metrics(

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,12 +29,13 @@ BUDGET = (
 )  # fmt: skip
 _FIELDS = {
     "name", "about", "base", "rows", "seeds", "columns", "paper", "samples", "threads", "workers",
-    "extends", "only", "reference", "baseline", "retention", "budget",
+    "extends", "only", "reference", "baseline", "retention", "budget", "wins",
 }  # fmt: skip
 _KINDS: dict[str, type] = {
     "base": dict, "paper": dict, "samples": dict, "columns": list, "only": list, "retention": list,
     "threads": int, "workers": int,
 }  # fmt: skip
+_CACHES = {"cache", "cache_states"}  # entries of a config
 _MOST = 1024  # threads, and runs at a time
 _A = {dict: "a mapping", list: "a list", int: "a whole number"}
 _ROW_FIELDS = {"name", "label", "train", "config", "own_budget", "weights_of"}
@@ -49,6 +51,7 @@ class Row:
         train: False only scores it: once, whatever the seeds, or the weights of another row.
         label: What the table calls it.
         own_budget: Why this row has another budget or other data than the rest; empty if not.
+        own_anchor: What anchor it has, if it is another one than the base's; empty if not.
         weights_of: The row whose trained weights are scored here in another way, seed by seed.
         work_of: The row that tells how much arithmetic this one may be trained with, seed by seed;
             None leaves it the steps of its config.
@@ -59,6 +62,7 @@ class Row:
     train: bool = True
     label: str = ""
     own_budget: str = ""
+    own_anchor: str = ""
     weights_of: "Row | None" = None
     work_of: "Row | None" = None
 
@@ -85,6 +89,8 @@ class Comparison:
         reference: Name of the row with which all others are compared, question by question.
         baseline: Name of the row whose scores are to be kept; the untouched anchor.
         retention: Evaluation sets of which the table shows how much of the baseline is kept.
+        wins: Name of the row against which the table counts on how many sets each row is better,
+            beside its average over all sets; gains.png shows by how much.
         budget: What all trained rows have the same of: `steps` of as many examples, or `flops`, as
             much arithmetic as the reference takes in its steps.
     """
@@ -101,6 +107,7 @@ class Comparison:
     reference: str = ""
     baseline: str = ""
     retention: tuple[str, ...] = ()
+    wins: str = ""
     budget: Budget = "steps"
 
     @property
@@ -120,6 +127,9 @@ class Job:
 
     row: Row
     seed: int
+
+    def __str__(self) -> str:
+        return f"{self.row.name}, seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
         """Where this job's files are."""
@@ -175,10 +185,10 @@ def _backbones(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _files_in(said: Any) -> Iterator[Path]:
     """The files, and all files in the folders, that a part of a config names.
 
-    What is called a cache is left out: it grows, and does not change what comes out.
+    Caches are left out: they grow, and do not change what comes out.
     """
     if isinstance(said, Mapping):
-        said = [value for name, value in said.items() if name != "cache"]
+        said = [value for name, value in said.items() if name not in _CACHES]
     if isinstance(said, list):
         for each in said:
             yield from _files_in(each)
@@ -241,7 +251,20 @@ def read_comparison(file: Path) -> Comparison:
         raise CalmError(f"{file}: two rows have one name: {sorted(names)}.")
     only = said.get("only") or names
     if strange := sorted(set(only) - set(names)):
-        raise CalmError(f"{file}: `only` names rows that there are not: {strange}; rows: {names}.")
+        raise CalmError(
+            f"{file}: `only` names rows that there are not: {strange}; rows: {names}."
+            f"{nearest(strange, names)}"
+        )
+    if strange := sorted(set(said.get("paper") or ()) - set(names), key=str):
+        raise CalmError(
+            f"{file}: `paper` has figures of rows that there are not: {strange}; rows: {names}."
+            f"{nearest(strange, names)}"
+        )
+    if said.get("retention") and not said.get("baseline"):
+        raise CalmError(
+            f"{file}: `retention` is what is kept of a row's scores: name that row by `baseline` "
+            f"(rows: {names}), or take `retention` out."
+        )
     rows = [row for row in rows if row.name in only]
     budget = said.get("budget", "steps")
     if budget not in get_args(Budget):
@@ -268,6 +291,7 @@ def read_comparison(file: Path) -> Comparison:
         workers=max(0, said.get("workers") or 0),
         reference=_row_of(said, "reference", rows, names, file),
         baseline=_row_of(said, "baseline", rows, names, file),
+        wins=_row_of(said, "wins", rows, names, file),
         retention=tuple(said.get("retention") or ()),
         budget=budget,
     )
@@ -357,7 +381,10 @@ def _row_of(
     """The row that an entry names; none if `only` has left it out."""
     name = str(said.get(entry) or "")
     if name and name not in names:
-        raise CalmError(f"{file}: `{entry}` names no row: {name!r}; rows: {list(names)}.")
+        raise CalmError(
+            f"{file}: `{entry}` names no row: {name!r}; rows: {list(names)}."
+            f"{nearest([name], names)}"
+        )
     return name if any(row.name == name for row in rows) else ""
 
 
@@ -412,12 +439,16 @@ def _read_row(said: Any, base: Mapping[str, Any], where: str, before: Sequence[R
             "`own_budget`; the table will show the reason."
         )
     source = _source(said, before, f"{where} ({said['name']})")
+    config = merge(base if source is None else source.config, own)
+    there, here = ((each.get("model") or {}).get("anchor") or {} for each in (base, config))
+    anchor = ", ".join(f"{entry}: {value}" for entry, value in here.items())
     return Row(
         name=str(said["name"]),
-        config=merge(base if source is None else source.config, own),
+        config=config,
         train=bool(said.get("train", source is None)),
         label=str(said.get("label") or said["name"]),
         own_budget=reason or (source.own_budget if source is not None else ""),
+        own_anchor=f"another anchor ({anchor})" if there not in ({}, here) else "",
         weights_of=source,
     )
 
@@ -466,6 +497,12 @@ def _merge_arguments(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
         else copy.deepcopy(value)
         for key, value in own.items()
     }
+
+
+def nearest(strange: Iterable[Any], known: Sequence[str]) -> str:
+    """What may have been meant, as a question; nothing if no known name is like a strange one."""
+    near = [m for name in strange for m in get_close_matches(str(name), known, 1, 0.6)]
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _only(said: Mapping[str, Any], known: set[str], where: str) -> None:

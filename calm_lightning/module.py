@@ -253,7 +253,8 @@ class CalmModule(L.LightningModule):
         weights = [p for _, p in self.language_model.trainable_parameters()]
         if not weights:
             raise CalmError(
-                f"{self.composition!r} trains nothing, so there is nothing to fit. Use `calm test`."
+                f"{self.composition!r} trains nothing, so there is nothing to fit. Use "
+                "`calm test`; in a comparison, give the row `train: false`."
             )
         optimizer = self.optimizer(weights)
         self.steps = self.trainer.estimated_stepping_batches

@@ -3,8 +3,9 @@
 import csv
 import json
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from rich.table import Table
 from typing_extensions import override
 
 from calm_lightning.discovery import CONTRACTS
+from calm_lightning.many_sets import AVERAGE, WINS, average_and_wins, plot_gains
+from calm_lightning.results import write_whole
 from calm_lightning.significance import paired_difference
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 NOTHING = "\N{EN DASH}"
 _ALIKE = "\N{ALMOST EQUAL TO}"
+_UNTESTED = "?"
+_NO_TERMINAL = 10_000  # columns
 _COSTS = {
     "trained parameters": "trained_parameters",
     "training, TFLOP": "training_flops",
@@ -95,9 +100,7 @@ class JobProgress(L.Callback):
             return
         self._written = now
         loss = self.curve[-1][1] if self.curve else None
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"phase": phase, "share": share, "loss": loss}))
-        temporary.replace(self.file)
+        write_whole(json.dumps({"phase": phase, "share": share, "loss": loss}), self.file)
 
 
 class Progress:
@@ -259,18 +262,34 @@ def write_report(
         folder: Where to.
         failed: Reason by run, for those that failed.
     """
+    results = [_in_characters(result) for result in results]
     hidden = ("curve", "key", "outcomes")
     rows = [{k: v for k, v in r.items() if k not in hidden} for r in results]
     document = {"name": comparison.name, "rows": rows, "failed": dict(failed or {})}
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    write_whole(json.dumps(document, indent=1) + "\n", folder / "results.json")
     columns = list(comparison.columns) or list(dict.fromkeys(c for r in rows for c in r["metrics"]))
     _write_csv(rows, columns, folder / "results.csv")
     text = markdown(comparison, results, columns, failed or {})
-    (folder / "table.md").write_text(text)
+    write_whole(text, folder / "table.md")
     plot_bars(comparison, results, columns, folder / "bars.png")
     plot_curves(comparison, results, folder / "curves.png")
+    lower, losses = _lower_is_better(results), _losses(results)
+    drawn = plot_gains(comparison, results, columns, lower, losses, folder / "gains.png")
     print(text)
-    print(f"Written: {folder}/results.json, results.csv, table.md, bars.png, curves.png")
+    written = "results.json, results.csv, table.md, bars.png, curves.png"
+    print(f"Written: {folder}/{written}{', gains.png' if drawn else ''}")
+
+
+def _in_characters(result: Result) -> Result:
+    """The result with losses per character, in which models of any tokenizers can be compared.
+
+    A run leaves the loss per token of its own anchor; that goes to the details.
+    """
+    metrics, details = dict(result["metrics"]), dict(result.get("details", {}))
+    for name in set(result.get("losses", ())) & metrics.keys():
+        details[f"{name}/loss_nats"] = metrics[name]
+        metrics[name] = details.pop(f"{name}/loss_nats_per_character")
+    return {**result, "metrics": metrics, "details": details}
 
 
 def markdown(
@@ -279,45 +298,69 @@ def markdown(
     columns: Sequence[str],
     failed: Mapping[str, str],
 ) -> str:
-    """The table, with what it takes to believe it, and the examples."""
+    """The table, with what it takes to believe it, and the examples.
+
+    Args:
+        comparison: What was compared.
+        results: One entry per finished run, with losses in nats per character.
+        columns: Evaluation sets, in order.
+        failed: Reason by run, for those that failed.
+    """
     lines = [f"## {comparison.name}", ""]
     if comparison.about:
         lines += [comparison.about, ""]
-    seeds = sorted({r["seed"] for r in results})
-    losses = _losses(results)
-    titles = [f"{column}, nats" if column in losses else column for column in columns]
+    losses, lower = _losses(results), _lower_is_better(results)
+    titles = [f"{column}, nats/character" if column in losses else column for column in columns]
     kept = [column for column in comparison.retention if comparison.baseline]
-    titles += [f"{column} kept" for column in kept] + list(_COSTS)
+    titles += [f"{column} {'change' if column in lower else 'kept'}" for column in kept]
+    titles += [AVERAGE, WINS] if comparison.wins else []
+    titles += list(_COSTS)
     lines += [f"| row | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     baseline = [r for r in results if r["name"] == comparison.baseline]
-    reference = [r for r in results if r["name"] == comparison.reference]
     notes: list[str] = []
+    signs: set[str] = set()
+    untold: list[str] = []
     for row in comparison.rows:
         runs = [r for r in results if r["name"] == row.name]
-        reasons = [why for name, why in failed.items() if name.startswith(f"{row.name}, seed ")]
+        reasons = _reasons(row, failed)
+        if not runs and reasons:
+            lines.append(f"| {row.label} | failed: {next(iter(reasons.values()))} |")
+        if runs or len({*reasons.values()}) > 1:
+            untold += [f"Failed: {row.label}, seed {s}: {why}" for s, why in reasons.items()]
         if not runs:
-            if reasons:
-                reason = _code_free(reasons[0].splitlines()[0])
-                lines.append(f"| {row.label} | failed: {reason} |")
             continue
         paper = comparison.paper.get(row.name, {})
-        cells = [
-            _cell([r["metrics"][c] for r in runs if c in r["metrics"]], paper.get(c), c in losses)
-            + _mark(runs, reference, c)
-            for c in columns
-        ]
-        cells += [_kept(runs, baseline, column) for column in kept]
+        cells = []
+        for column in columns:
+            measured = [r["metrics"][column] for r in runs if column in r["metrics"]]
+            sign = _sign(comparison, row, runs, results, column) if measured else ""
+            signs.add(sign)
+            cells.append(f"{_cell(measured, paper.get(column), column in losses)} {sign}".rstrip())
+        cells += [_kept(runs, baseline, c, c in lower, c in losses) for c in kept]
+        if comparison.wins:
+            cells += average_and_wins(comparison, results, row.name, columns, lower, losses)
         cells += [_cost(runs, name) for name in _COSTS.values()]
         wanted = len(comparison.seeds) if row.seeded else 1
         label = row.label if len(runs) == wanted else f"{row.label} ({len(runs)} of {wanted} seeds)"
-        if row.own_budget and row.own_budget not in notes:
-            notes.append(row.own_budget)
-        mark = f" [{notes.index(row.own_budget) + 1}]" if row.own_budget else ""
-        lines.append(f"| {label}{mark} | {' | '.join(cells)} |")
-    lines += ["", _legend(comparison, results, seeds)]
-    lines += [f"[{i + 1}] {note}" for i, note in enumerate(notes)]
+        for note in filter(None, (row.own_budget, row.own_anchor)):
+            if note not in notes:
+                notes.append(note)
+            label += f" [{notes.index(note) + 1}]"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += ["", _legend(comparison, results, signs)]
+    lines += [f"[{i + 1}] {note}" for i, note in enumerate(notes)] + untold
     examples = _examples(comparison, results)
     return "\n".join([*lines, "", *examples]).rstrip() + "\n"
+
+
+def _reasons(row: "Row", failed: Mapping[str, str]) -> dict[str, str]:
+    """Why a row's runs failed, by seed; the first line, for a table."""
+    start = f"{row.name}, seed "
+    return {
+        name.removeprefix(start): _code_free(why.partition("\n")[0])
+        for name, why in failed.items()
+        if name.startswith(start)
+    }
 
 
 def _cell(measured: Sequence[float | None], paper: float | None, loss: bool = False) -> str:
@@ -333,30 +376,42 @@ def _cell(measured: Sequence[float | None], paper: float | None, loss: bool = Fa
     return text if paper is None else f"{text} ({scale * paper:.{digits}f})"
 
 
-def _mark(runs: Sequence[Result], reference: Sequence[Result], column: str) -> str:
-    """A sign beside a score that chance may set apart from the reference's."""
-    if not reference or runs[0]["name"] == reference[0]["name"]:
+def _sign(
+    comparison: "Comparison",
+    row: "Row",
+    runs: Sequence[Result],
+    results: Sequence[Result],
+    column: str,
+) -> str:
+    """Whether a score differs from the reference's by more than chance: no sign if it does."""
+    if comparison.reference in ("", row.name):
         return ""
+    reference = [r for r in results if r["name"] == comparison.reference]
     ours, theirs = (
         [r["outcomes"][column] for r in side if column in r.get("outcomes", {})]
         for side in (runs, reference)
     )
     if not ours or not theirs or len({len(scores) for scores in (*ours, *theirs)}) != 1:
-        return ""
+        return _UNTESTED
     if len({r.get("questions", {}).get(column) for r in (*runs, *reference)}) > 1:
-        return ""  # as many, and others
-    return "" if paired_difference(ours, theirs).is_clear else f" {_ALIKE}"
+        return _UNTESTED  # as many, and others
+    return "" if paired_difference(ours, theirs).is_clear else _ALIKE
 
 
-def _kept(runs: Sequence[Result], baseline: Sequence[Result], column: str) -> str:
-    """The score as a share of the baseline's."""
+def _kept(
+    runs: Sequence[Result], baseline: Sequence[Result], column: str, lower: bool, loss: bool
+) -> str:
+    """The score as a share of the baseline's; where lower is better, the difference from it."""
     ours, theirs = (
         [r["metrics"][column] for r in side if r["metrics"].get(column) is not None]
         for side in (runs, baseline)
     )
-    if not ours or not theirs or not statistics.fmean(theirs):
+    if not ours or not theirs:
         return NOTHING
-    return f"{100 * statistics.fmean(ours) / statistics.fmean(theirs):.1f}"
+    own, known = statistics.fmean(ours), statistics.fmean(theirs)
+    if lower:
+        return f"{own - known:+.3f}" if loss else f"{100 * (own - known):+.1f}"
+    return f"{100 * own / known:.1f}" if known else NOTHING
 
 
 def _cost(runs: Sequence[Result], name: str) -> str:
@@ -372,6 +427,11 @@ def _losses(results: Sequence[Result]) -> set[str]:
     return {name for r in results for name in r.get("losses", ())}
 
 
+def _lower_is_better(results: Sequence[Result]) -> set[str]:
+    """Columns in which a smaller number is the better one: losses, and scores that say so."""
+    return _losses(results) | {name for r in results for name in r.get("lower_is_better", ())}
+
+
 def _code(text: str) -> str:
     """A text as code in a cell of a table."""
     return f"`{_code_free(text).replace('`', chr(0x2019))}`"
@@ -381,39 +441,71 @@ def _code_free(text: str) -> str:
     return text.replace("\n", " ").replace("|", "\\|")
 
 
-def _legend(comparison: "Comparison", results: Sequence[Result], seeds: Sequence[int]) -> str:
+def _legend(comparison: "Comparison", results: Sequence[Result], signs: Collection[str]) -> str:
+    if not results:
+        return "No run is finished."
+    labels = {row.name: row.label for row in comparison.rows}
+    seeds = sorted({r["seed"] for r in results})
     commits = ", ".join(sorted({r["commit"] for r in results if r["commit"]})) or "unknown"
     on = sorted({r["hardware"] for r in results if r.get("hardware")})
     spread = "mean ± standard deviation" if len(seeds) > 1 else "one run"
-    unit = "Per cent (a loss in nats per target token)" if _losses(results) else "Per cent"
+    loss = " (a loss in nats per character of the answers)" if _losses(results) else ""
     parts = [
-        f"{unit}; {spread} over seeds {', '.join(map(str, seeds))}; rows without training are "
-        "scored once."
+        f"Per cent{loss}; {spread} over seeds {', '.join(map(str, seeds))}; rows without training "
+        "are scored once."
     ]
     if comparison.paper:
         parts.append("In brackets: the paper's figure, from models far larger than these.")
     if comparison.reference:
-        label = next(r.label for r in comparison.rows if r.name == comparison.reference)
-        parts.append(
-            f"{_ALIKE} marks scores that chance may set apart from those of {label} (95 %, paired "
-            f"bootstrap over questions{' and seeds' if len(seeds) > 1 else ', for one seed'})."
-        )
-        asked = {column for r in results for column in r.get("outcomes", {})}
-        columns = comparison.columns or {c for r in results for c in r["metrics"]}
-        if untested := [column for column in sorted(columns) if column not in asked]:
-            parts.append(f"Not tested, for want of a score per question: {', '.join(untested)}.")
+        parts += _legend_of_signs(comparison, results, signs, labels[comparison.reference])
     if comparison.baseline and comparison.retention:
-        label = next(r.label for r in comparison.rows if r.name == comparison.baseline)
-        parts.append(f"Kept: per cent of the score of {label}.")
+        lower = _lower_is_better(results) & set(comparison.retention)
+        if lower < set(comparison.retention):
+            parts.append(f"Kept: per cent of the score of {labels[comparison.baseline]}.")
+        if lower:
+            parts.append(
+                f"Change: the difference from {labels[comparison.baseline]}; lower is better."
+            )
+    if comparison.wins:
+        parts.append(f"Wins: sets on which a row is better than {labels[comparison.wins]}.")
     if comparison.budget == "flops":
-        label = next(r.label for r in comparison.rows if r.name == comparison.reference)
-        parts.append(f"Every trained row without a note took as much arithmetic as {label}.")
+        parts.append(
+            "Every trained row without a note on its budget took as much arithmetic as "
+            f"{labels[comparison.reference]} in its steps; what is done before them, as drawing "
+            "candidates for rewriting, is not counted."
+        )
     parts.append(
         "Arithmetic of all training steps, and their seconds; characters answered in a second; "
         "most memory held. "
         f"Commit {commits}; {', '.join(on) or 'unknown'}."
     )
     return " ".join(parts)
+
+
+def _legend_of_signs(
+    comparison: "Comparison", results: Sequence[Result], signs: Collection[str], reference: str
+) -> list[str]:
+    """What the signs behind scores say, of those that there are."""
+    if not any(r["name"] == comparison.reference for r in results):
+        return [
+            f"{_UNTESTED} marks scores that are not tested: {reference}, with which they would be "
+            "compared, has no result."
+        ]
+    several = len({r["seed"] for r in results}) > 1
+    parts = [
+        f"{_ALIKE} marks scores that chance may set apart from those of {reference} (95 %, paired "
+        f"bootstrap over questions{' and seeds' if several else ', for one seed'})."
+    ]
+    if _UNTESTED in signs:
+        asked = {column for r in results for column in r.get("outcomes", {})}
+        columns = comparison.columns or {c for r in results for c in r["metrics"]}
+        scoreless = sorted(set(columns) - asked)
+        told = f" (none has one in {', '.join(scoreless)})" if scoreless else ""
+        parts.append(
+            f"{_UNTESTED} marks scores that are not tested, because one of the two rows was asked "
+            f"other questions, or has no score for each question{told}."
+        )
+    return parts
 
 
 def _examples(comparison: "Comparison", results: Sequence[Result]) -> list[str]:
@@ -482,14 +574,16 @@ def plot_bars(
             color=_COLOURS[i % len(_COLOURS)], label=row.label,
         )  # fmt: skip
     axes.set_xticks(range(len(columns)), [c.replace("_", "\n", 1) for c in columns], fontsize=8)
-    axes.set_ylabel("accuracy, %" if shares else "loss, nats per target token")
+    axes.set_ylabel("score, %" if shares else "loss, nats per character")
     if shares:
         axes.set_ylim(0, 105)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(comparison.name, loc="left")
     longest = max((len(row.label) for row in rows), default=1)
     fitting = int(figure.get_figwidth() * 10 / (longest + 8))  # about ten characters an inch
-    figure.legend(loc="outside lower center", ncols=max(1, min(fitting, len(rows))), frameon=False)
+    if rows:
+        side_by_side = max(1, min(fitting, len(rows)))
+        figure.legend(loc="outside lower center", ncols=side_by_side, frameon=False)
     figure.savefig(file, dpi=150)
 
 
@@ -525,7 +619,7 @@ def _plot_many_bars(
             axes.set_xlim(0, 105)
     panels[0].set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
     panels[0].invert_yaxis()
-    unit = "accuracy, %" if scale == 100 else "loss, nats per target token"
+    unit = "score, %" if scale == 100 else "loss, nats per character"
     figure.supxlabel(unit, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(file, dpi=150)
@@ -563,6 +657,11 @@ def plot_curves(comparison: "Comparison", results: Sequence[Result], file: Path)
     figure.savefig(file, dpi=150)
 
 
+def _console() -> Console:
+    """Standard output; where it is no terminal, as wide as any table, so that no name is cut."""
+    return Console() if sys.stdout.isatty() else Console(width=_NO_TERMINAL)
+
+
 def print_plugins(plugins: Sequence["Plugin"]) -> None:
     """List plug-ins with the package that declares each, and what each offers."""
     table = Table("plug-in", "from", "offers", "what it is", box=None, header_style="bold")
@@ -576,7 +675,7 @@ def print_plugins(plugins: Sequence["Plugin"]) -> None:
             about = (cls.__doc__ or "").strip().splitlines()[0]
             first = (plugin.name, plugin.distribution) if i == 0 else ("", "")
             table.add_row(*first, f"{cls.__name__} ({kind})", escape(about))
-    Console().print(table)
+    _console().print(table)
 
 
 def print_scores(
@@ -600,7 +699,7 @@ def print_scores(
         for detail, value in values.items():
             if "=" in detail:
                 table.add_row(f"  {detail}", f"{value:.4f}")
-    Console().print(table)
+    _console().print(table)
     for name, values in sets.items():
         if "too_long" in values:
             print(
@@ -618,4 +717,4 @@ def print_change(before: Mapping[str, float], after: Mapping[str, Any]) -> None:
         if key.startswith("val/") and key in after and "=" not in key:
             table.add_row(key.removeprefix("val/"), f"{value:.4f}", f"{float(after[key]):.4f}")
     if table.rows:
-        Console().print(table)
+        _console().print(table)

@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 from calm_lightning import compare as calm_compare
+from calm_lightning.discovery import load_plugins
 
 SPAWN = multiprocessing.get_context("spawn")
+EXAMPLE = Path(__file__).parents[1] / "example_plugin"
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "compare.yaml"
 
 
@@ -52,6 +55,8 @@ def write(file: Path, **changes: Any) -> Path:
     """The smoke comparison with less of everything, and with these changes."""
     said = yaml.safe_load(SMOKE.read_text())
     said["base"]["trainer"]["max_steps"] = 3
+    if "rows" in changes:
+        del said["paper"]  # its figures are of other rows
     said["base"]["data"]["init_args"]["evaluation_examples"] = 4
     file.write_text(yaml.safe_dump({**said, **changes}))
     return file
@@ -267,13 +272,18 @@ def test_losses_are_shown_in_nats_and_not_as_shares(
     base["data"] = {"class_path": "TextFile",
                     "init_args": {"train": str(data), "characters": 50}}  # fmt: skip
     rows = [{"name": "calm"}]
-    changes = {"rows": rows, "base": base, "columns": [], "samples": {"held_out": 1}, "paper": {}}
+    changes = {"rows": rows, "base": base, "columns": [], "samples": {"held_out": 1}}
     file = write(tmp_path / "c.yaml", **changes)
     assert calm("compare", file, "--out", tmp_path / "out").status == 0
     runs = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     losses = [run["metrics"]["held_out"] for run in runs]
+    kept = [
+        json.loads(file.read_text())["details"]["held_out/loss_nats_per_character"]
+        for file in sorted((tmp_path / "out").glob("rows/calm/*/result.json"))
+    ]
+    assert losses == kept
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "held_out, nats" in text
+    assert "held_out, nats/character" in text
     assert f"{statistics.fmean(losses):.3f} ± {statistics.stdev(losses):.3f}" in text
     # The data's content decides too.
     before = stamps(tmp_path / "out")
@@ -314,11 +324,13 @@ def test_controls_score_the_weights_of_another_row(
     }
     assert len(found) == 8
     for seed in (0, 1):
-        told = {name: found[name, seed]["details"] for name in ("trained", "again", "zeroed")}
+        told = {name: found[name, seed]["details"] for name in ("trained", "again")}
         assert told["again"] == pytest.approx(told["trained"])
-        assert told["zeroed"]["kv_subs/loss_nats"] != told["trained"]["kv_subs/loss_nats"]
-        shuffled = found["shuffled", seed]["details"]["kv_subs/loss_nats"]
-        assert shuffled not in (told["trained"]["kv_subs/loss_nats"], told["zeroed"])
+        losses = {
+            found[name, seed]["details"]["kv_subs/loss_nats"]
+            for name in ("trained", "zeroed", "shuffled")
+        }
+        assert len(losses) == 3
     assert found["again", 0]["seconds"] == 0
     assert found["again", 0]["details"] != found["again", 1]["details"]
 
@@ -332,10 +344,61 @@ def test_a_control_without_its_weights_says_so(
     assert "row 'trained' with seed 0, which this one needs, is not finished" in message
 
 
+def test_a_row_may_become_another_kind_of_model(
+    calm: Any, here_and_now: None, tmp_path: Path
+) -> None:
+    """A plain model, then a composition, then a plain one again under one name."""
+    single = {"class_path": "Single", "init_args": {"train": True}}
+    kinds = [(single, False), ({"class_path": "CrossAttention"}, True), (single, False)]
+    for composition, composed in kinds:
+        rows = [{"name": "a", "config": {"model": {"composition": composition}}}]
+        file = write(tmp_path / "c.yaml", rows=rows, seeds=[0])
+        outcome = calm("compare", file, "--out", tmp_path / "out")
+        assert outcome.status == 0, outcome.err
+        folder = tmp_path / "out" / "rows" / "a" / "seed_0"
+        assert (folder / "model" / "composition.safetensors").exists() is composed
+        assert (folder / "model" / "model.safetensors").exists() is not composed
+        assert not list(folder.glob(".*"))
+
+
+def test_a_bridge_of_another_package_is_in_the_table(
+    calm: Any, here_and_now: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by its entry point, as pip would leave it; trained and scored beside ours."""
+    shutil.copytree(EXAMPLE / "calm_example", tmp_path / "site" / "calm_example")
+    metadata = tmp_path / "site" / "calm_example_plugin-0.2.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: calm-example-plugin\nVersion: 0.2.0\n")
+    declared = "[calm_lightning.plugins]\nnewest_state = calm_example.newest_state\n"
+    (metadata / "entry_points.txt").write_text(declared)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    load_plugins.cache_clear()
+    rows = [
+        {"name": "ours"},
+        {"name": "theirs", "label": "newest state",
+         "config": {"model": {"composition": {"class_path": "NewestState"}}}},
+    ]  # fmt: skip
+    try:
+        file = write(tmp_path / "c.yaml", rows=rows, seeds=[0])
+        outcome = calm("compare", file, "--out", tmp_path / "out")
+    finally:
+        load_plugins.cache_clear()
+    assert outcome.status == 0, outcome.err
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| newest state |" in table
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    trained = {row["name"]: row["trained_parameters"] for row in results}
+    assert 0 < trained["theirs"] < trained["ours"]
+
+
 def test_a_column_that_there_is_not_is_found_before_training(
     calm: Any, here_and_now: None, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "c.yaml", columns=["kv_subs", "num_mth"], rows=[{"name": "a"}])
     message = calm("compare", file, "--out", tmp_path / "out").message
     assert "evaluation sets that there are not: ['num_mth']; there are ['kv_subs'" in message
+    assert "Did you mean num_math?" in message
+    file = write(tmp_path / "c.yaml", samples={"kv_sub": 1}, rows=[{"name": "a"}])
+    message = calm("compare", file, "--out", tmp_path / "out").message
+    assert "['kv_sub']; there are" in message
     assert not list((tmp_path / "out").rglob("model"))

@@ -1,24 +1,30 @@
 """A comparison as its file says it: rows, budgets, merging, and what is done again."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from calm_lightning import compare as compare_module
 from calm_lightning.compare import (
     _next,
     _reason,
+    _run_alone,
     _see_one_gpu,
     commit,
+    compare,
     draw_samples,
     finished,
     split_metrics,
 )
 from calm_lightning.comparison import Job, Row, merge, read_comparison
 from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example
+from calm_lightning.results import keep_result, result_of
 
 BASE = {
     "model": {"anchor": {"path": "a"}, "composition": {"class_path": "A", "init_args": {"x": 1}}},
@@ -151,6 +157,11 @@ def test_a_comparison_extends_another(file: Path) -> None:
         ({"about": {1: 2, "a": 3}}, "no form as JSON"),
         ({"rows": [{"name": "a", "train": "no"}]}, "train must be true or false"),
         ({"only": ["z"]}, "`only` names rows that there are not: ['z']"),
+        ({"rows": [{"name": "calm"}], "only": ["clam"]}, "Did you mean calm?"),
+        ({"rows": [{"name": "calm"}], "paper": {"clam": {}}}, "not: ['clam']; rows: ['calm']"),
+        ({"rows": [{"name": "calm"}], "paper": {"clam": {}}}, "Did you mean calm?"),
+        ({"rows": [{"name": "calm"}], "reference": "clam"}, "Did you mean calm?"),
+        ({"retention": ["sums"]}, "name that row by `baseline`"),
         ({"seeds": []}, "seeds must be a list of whole numbers"),
         ({"seeds": 3}, "seeds must be a list of whole numbers"),
         ({"seeds": "3"}, "seeds must be a list of whole numbers"),
@@ -216,7 +227,7 @@ def test_other_data_under_the_same_name_is_another_result(tmp_path: Path) -> Non
 
 
 def test_all_that_a_row_reads_is_in_its_key(tmp_path: Path) -> None:
-    for name in ("model", "start", "corpus", "logs"):
+    for name in ("model", "start", "corpus", "logs", "states"):
         (tmp_path / name).mkdir()
     files = ["model/pytorch_model.bin", "start/composition.safetensors", "corpus/a.txt"]
     for name in files:
@@ -228,6 +239,7 @@ def test_all_that_a_row_reads_is_in_its_key(tmp_path: Path) -> None:
             "anchor": {"path": str(tmp_path / "model")},
             "start_from": str(tmp_path / "start"),
             "composition": {"class_path": "A", "init_args": {"cache": str(grows)}},
+            "cache_states": {"folder": str(tmp_path / "states")},
         },
         "data": {"init_args": {"folder": str(tmp_path / "corpus"), "stop": [".."]}},
         "trainer": {"default_root_dir": str(tmp_path / "logs")},
@@ -235,6 +247,7 @@ def test_all_that_a_row_reads_is_in_its_key(tmp_path: Path) -> None:
     job = Job(Row("a", config), 0)
     keys = [job.key()]
     (grows / "candidates").write_text("more")
+    (tmp_path / "states" / "0.bin").write_text("more")
     (tmp_path / "model" / "README.md").write_text("a card")
     (tmp_path / "model" / "evaluation.json").write_text("scores")
     (tmp_path / "logs" / "events").write_text("of a run")
@@ -323,6 +336,9 @@ def test_why_a_run_failed_is_said_in_a_line_and_kept_whole(file: Path, tmp_path:
     folder.mkdir(parents=True)
     assert _reason(job, tmp_path, -9) == "its process was ended by SIGKILL (out of memory?)"
     assert _reason(job, tmp_path, 3) == "its process ended with status 3"
+    assert "ended without a result: it was stopped from outside" in _reason(job, tmp_path, 0)
+    (folder / "result.json").write_text('{"key": "of other files"}')
+    assert "changed while it ran" in _reason(job, tmp_path, 0)
     (folder / "error.txt").write_text("Give at least one pair.\nAnother line.\n")
     assert _reason(job, tmp_path, 1) == "Give at least one pair.\nAnother line."
     (folder / "error.txt").write_text("Traceback (most recent call last):\n  ...\nKeyError: 'a'\n")
@@ -462,3 +478,189 @@ def test_every_worker_has_a_gpu_of_its_own(
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         _see_one_gpu(worker)
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == wanted
+
+
+# ------------------------------------------------------------------ runs that fail
+
+
+class AtOnce:
+    """A process that is none: it is over when it is started, with the exit code of a real one."""
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.target, self.args = target, args
+        self.exitcode = 0
+
+    def start(self) -> None:
+        try:
+            self.target(*self.args)
+        except SystemExit as end:
+            self.exitcode = end.code if isinstance(end.code, int) else int(end.code is not None)
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def leave_result(job: Job, out: Path, *rest: Any) -> None:
+    """What a run does in the end."""
+    if job.source is not None:
+        result_of(job.source, out)
+    folder = job.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"name": job.row.name, "seed": job.seed, "key": job.key(), "metrics": {"sums": 0.5}}
+    keep_result({**told, "commit": "abc", "samples": [], "trained_parameters": 1}, folder)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., None]]:
+    """What the runs of a row do, by its name; others leave a result."""
+    special: dict[str, Callable[..., None]] = {}
+    monkeypatch.setattr(
+        compare_module,
+        "run_job",
+        lambda job, *rest: special.get(str(job), leave_result)(job, *rest),
+    )
+    context = SimpleNamespace(Process=AtOnce)
+    monkeypatch.setattr(compare_module.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(compare_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(compare_module, "_raise_on_signals", lambda: None)
+    for name in ("plot_bars", "plot_curves"):
+        monkeypatch.setattr(f"calm_lightning.report.{name}", lambda *arguments: None)
+    return special
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def run(*arguments: Any) -> None:
+        raise error
+
+    return run
+
+
+def compared(file: Path, *, refused: bool = False, **options: Any) -> tuple[str, str]:
+    """What the command complained of, and the table."""
+    message = ""
+    try:
+        compare(str(file), str(file.parent / "out"), **options)
+    except CalmError as error:
+        message = str(error)
+    assert bool(message) is refused, message
+    table = file.parent / "out" / "table.md"
+    return message, table.read_text() if table.exists() else ""
+
+
+def test_a_run_without_a_result_has_failed_however_it_ended(file: Path, runs: Any) -> None:
+    read(file, rows=[{"name": "good"}, {"name": "quiet"}, {"name": "stopped"}])
+    runs["quiet, seed 0"] = lambda *arguments: None
+    runs["stopped, seed 0"] = raising(SIGTERMException())  # a SystemExit without a status
+    message, table = compared(file, refused=True)
+    assert "2 of 3 runs failed; the others are in the table" in message
+    for name in ("quiet", "stopped"):
+        told = "it ended without a result: it was stopped from outside"
+        assert f"{name}, seed 0: {told}" in message
+        assert f"| {name} | failed: {told} |" in table
+    assert "| good | 50.0 |" in table
+
+
+@pytest.mark.parametrize(("code", "told"), [(None, ""), (0, ""), ("no disk", " (no disk)")])
+def test_a_worker_that_is_stopped_says_so(
+    file: Path, runs: Any, code: Any, told: str, tmp_path: Path
+) -> None:
+    (job,) = read(file).jobs
+    runs["a, seed 0"] = raising(SystemExit(code))
+    with pytest.raises(SystemExit) as end:
+        _run_alone(0, job, tmp_path, 1, {}, [])
+    assert end.value.code == 1
+    said = (job.folder(tmp_path) / "error.txt").read_text()
+    assert said == f"it ended without a result: it was stopped from outside{told}\n"
+
+
+def test_a_table_of_failures_replaces_the_one_before(file: Path, runs: Any) -> None:
+    read(file)
+    assert "| a | 50.0 |" in compared(file)[1]
+    read(file, base={**BASE, "trainer": {"max_steps": 6}})
+    runs["a, seed 0"] = raising(CalmError("no such luck"))
+    message, table = compared(file, refused=True)
+    assert message == "1 of 1 runs failed:\n  a, seed 0: no such luck"
+    assert "| a | failed: no such luck |" in table
+    assert "50.0" not in table
+
+
+def test_an_earlier_failure_is_told_until_its_run_is_finished(file: Path, runs: Any) -> None:
+    read(file, rows=[{"name": "good"}, {"name": "bad"}])
+    runs["bad, seed 0"] = raising(CalmError("no such luck"))
+    compared(file, refused=True, rows=["bad"])
+    message, table = compared(file, refused=True, rows=["good"])
+    assert "failed before, and were not run again now" in message
+    assert "bad, seed 0: no such luck" in message
+    assert "| good | 50.0 |" in table
+    assert "| bad | failed: no such luck |" in table
+    runs.clear()
+    assert "failed" not in compared(file)[1]
+
+
+def test_a_failure_of_another_config_is_none_of_this_one(file: Path, runs: Any) -> None:
+    read(file, rows=[{"name": "good"}, {"name": "bad"}])
+    runs["bad, seed 0"] = raising(CalmError("no such luck"))
+    compared(file, refused=True)
+    mended = {"name": "bad", "config": {"model": {"warmup_steps": 3}}}
+    read(file, rows=[{"name": "good"}, mended])
+    assert "failed" not in compared(file, rows=["good"])[1]
+
+
+def test_a_seed_that_fails_is_named_with_its_reason(file: Path, runs: Any) -> None:
+    read(file, rows=[{"name": "a", "label": "CALM"}], seeds=[0, 1])
+    runs["a, seed 1"] = raising(CalmError("no such luck\nmore"))
+    _, table = compared(file, refused=True)
+    assert "| CALM (1 of 2 seeds) |" in table
+    assert "\nFailed: CALM, seed 1: no such luck\n" in table
+
+
+@pytest.mark.parametrize("options", [{}, {"rows": ["control"]}])
+def test_a_control_of_a_failed_row_says_why_that_failed(
+    file: Path, runs: Any, options: dict[str, Any]
+) -> None:
+    read(file, rows=[{"name": "a"}, {"name": "control", "weights_of": "a"}])
+    runs["a, seed 0"] = raising(CalmError("no such luck"))
+    compared(file, refused=True)
+    message, _ = compared(file, refused=True, **options)
+    assert "control, seed 0: a, seed 0, which this one needs, failed: no such luck" in message
+    assert "without --rows" not in message
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rows": ["trained", "traind"]}, "no rows ['traind']"),
+        ({"rows": ["traind"]}, "Did you mean trained?"),
+        ({"seeds": [0, 9]}, "no runs with seeds [9]; it has [0, 1]"),
+        ({"rows": ["scored"], "seeds": [1]}, "scored once, with seed 0"),
+    ],
+)
+def test_rows_and_seeds_that_there_are_not(
+    file: Path, runs: Any, options: dict[str, Any], told: str
+) -> None:
+    read(file, rows=[{"name": "trained"}, {"name": "scored", "train": False}], seeds=[0, 1])
+    message, table = compared(file, refused=True, **options)
+    assert told in message
+    assert table == ""
+
+
+def test_all_sets_that_are_named_are_looked_for_before_training(file: Path, runs: Any) -> None:
+    got: list[Any] = []
+    read(
+        file,
+        columns=["shown"],
+        baseline="a",
+        retention=["kept"],
+        samples={"asked": 1},
+        paper={"a": {"printed": 0.5}},
+    )
+    runs["a, seed 0"] = lambda *arguments: got.extend(arguments[-1])
+    compared(file, refused=True)
+    assert got == ["shown", "kept", "asked", "printed"]
+
+
+def test_another_anchor_is_told(file: Path) -> None:
+    swapped = {"name": "b", "config": {"model": {"anchor": {"path": "large"}}}}
+    same = {"name": "c", "config": {"model": {"warmup_steps": 3}}}
+    rows = read(file, rows=[{"name": "a"}, swapped, same]).rows
+    assert [row.own_anchor for row in rows] == ["", "another anchor (path: large)", ""]

@@ -94,12 +94,66 @@ def test_what_chance_explains_is_marked() -> None:
     )
 
 
+def test_what_is_not_tested_is_marked_and_explained() -> None:
+    def answered(name: str, asked: int, count: int) -> dict[str, Any]:
+        right = [1.0] * 99 + [0.0] * (count - 99)
+        return result(
+            name, 0, metrics={"subs": 0.99}, outcomes={"subs": right}, questions={"subs": asked}
+        )
+
+    said = comparison(reference="calm", seeds=(0,))
+    calm = answered("calm", 1, 100)
+    for other, mark in [
+        (answered("anchor", 1, 100), ALIKE),
+        (answered("anchor", 2, 100), "?"),  # as many questions, and others
+        (answered("anchor", 1, 101), "?"),
+        ({**calm, "name": "anchor", "outcomes": {}}, "?"),
+    ]:
+        table = lines(said, [calm, other])
+        assert any(line.startswith(f"| anchor alone | 99.0 {mark} |") for line in table)
+        explained = any("? marks scores that are not tested" in line for line in table)
+        assert explained is (mark == "?")
+        assert any(line.startswith("| CALM | 99.0 |") for line in table)
+    table = lines(said, [{**calm, "outcomes": {}}, {**calm, "name": "anchor", "outcomes": {}}])
+    assert any("(none has one in subs)" in line for line in table)
+
+
+def test_a_reference_without_a_result_is_told() -> None:
+    table = lines(comparison(reference="calm"), [ANCHOR], {"calm, seed 0": "why"})
+    assert any(line.startswith(f"| anchor alone | {NOTHING} | 72.0 ? |") for line in table)
+    assert any("CALM, with which they would be compared, has no result" in line for line in table)
+    assert not any(ALIKE in line for line in table)
+
+
+def test_without_a_reference_there_are_no_signs() -> None:
+    assert not any("?" in line for line in lines(comparison(), [*THREE, ANCHOR]))
+
+
 def test_what_is_kept_of_the_baseline_has_its_column() -> None:
     said = comparison(baseline="anchor", retention=("math",))
     table = lines(said, [*THREE, ANCHOR])
     assert "| row | subs | math | math kept | trained parameters |" in table[2]
     assert "| CALM | 85.0 ± 5.0 | 10.0 ± 0.0 | 13.9 | 1,234 |" in "".join(table)
     assert any("Kept: per cent of the score of anchor alone." in line for line in table)
+
+
+@pytest.mark.parametrize(("kind", "change"), [("losses", "+1.000"), ("lower_is_better", "+100.0")])
+def test_where_lower_is_better_the_difference_is_shown(kind: str, change: str) -> None:
+    said = comparison(baseline="anchor", retention=("subs", "math"))
+    kinds = {kind: ["math"]}
+    ours = result("calm", 0, metrics={"subs": 0.5, "math": 2.0}, **kinds)
+    theirs = result("anchor", 0, metrics={"subs": 1.0, "math": 1.0}, **kinds)
+    table = lines(said, [ours, theirs])
+    assert "| subs kept | math change |" in table[2]
+    row = next(line for line in table if line.startswith("| CALM"))
+    assert f"| 50.0 | {change} |" in row
+    assert any(
+        "Kept: per cent of the score of anchor alone. Change: the difference from anchor alone; "
+        "lower is better." in line
+        for line in table
+    )
+    assert not any("Kept" in x for x in lines(comparison(baseline="anchor", retention=("math",)),
+                                              [ours, theirs]))  # fmt: skip
 
 
 def test_one_seed_has_no_spread() -> None:
@@ -120,13 +174,33 @@ def test_a_row_that_failed_says_why() -> None:
         comparison(), [ANCHOR], {"calm, seed 0": "no | such thing\nmore", "calm, seed 1": "x"}
     )
     assert r"| CALM | failed: no \| such thing |" in table
+    assert r"Failed: CALM, seed 0: no \| such thing" in table
+    assert "Failed: CALM, seed 1: x" in table
+    table = lines(comparison(), [ANCHOR], {"calm, seed 0": "x", "calm, seed 1": "x"})
+    assert "| CALM | failed: x |" in table
+    assert not any(line.startswith("Failed") for line in table)
+
+
+def test_seeds_that_failed_are_named_under_the_table() -> None:
+    table = lines(comparison(), THREE[:2], {"calm, seed 2": "no such thing\nmore"})
+    assert any(line.startswith("| CALM (2 of 3 seeds) |") for line in table)
+    assert "Failed: CALM, seed 2: no such thing" in table
+
+
+def test_another_anchor_is_a_note_and_so_is_what_a_budget_leaves_out() -> None:
+    rows = (Row("calm", {}, label="CALM"), Row("anchor", {}, False, "swapped", own_anchor="large"))
+    table = lines(comparison(rows=rows, reference="calm", budget="flops"), [*THREE, ANCHOR])
+    assert any(line.startswith("| swapped [1] |") for line in table)
+    assert "[1] large" in table
+    assert any("drawing candidates for rewriting, is not counted" in line for line in table)
 
 
 def test_a_loss_is_not_a_share() -> None:
     results = [{**r, "losses": ["subs"]} for r in THREE]
     table = lines(comparison(), results)
     assert "| CALM | 0.850 ± 0.050 | 10.0 ± 0.0 | 1,234 | 2.5 | 20 | 56 | 789 |" in table
-    assert table[2].startswith("| row | subs, nats | math |")
+    assert table[2].startswith("| row | subs, nats/character | math |")
+    assert any("a loss in nats per character" in line for line in table)
 
 
 def test_samples_are_shown_side_by_side_and_cannot_break_the_table() -> None:
@@ -166,6 +240,34 @@ def test_all_files_are_written_with_the_documented_schema(
         table = list(csv.DictReader(stream))
     assert [(row["subs"], row["math"]) for row in table][-1] == ("", "0.72")
     assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_losses_are_told_by_character_whatever_the_tokenizer(tmp_path: Path) -> None:
+    def lost(name: str, token: float, character: float | None) -> dict[str, Any]:
+        details = {"story/loss_nats_per_character": character, "story/too_long": 1.0}
+        return result(name, 0, metrics={"story": token}, losses=["story"], details=details)
+
+    results = [lost("calm", 6.263, 4.435), lost("anchor", 4.783, 4.674)]
+    report.write_report(comparison(seeds=(0,)), results, tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert "| row | story, nats/character |" in table
+    assert "| CALM | 4.435 |" in table
+    assert "| anchor alone | 4.674 |" in table
+    first = json.loads((tmp_path / "results.json").read_text())["rows"][0]
+    assert first["metrics"] == {"story": 4.435}
+    assert first["details"] == {"story/loss_nats": 6.263, "story/too_long": 1.0}
+    with (tmp_path / "results.csv").open() as stream:
+        assert [row["story"] for row in csv.DictReader(stream)] == ["4.435", "4.674"]
+    assert results[0]["metrics"] == {"story": 6.263}  # a run's own result stays as it is
+
+
+def test_a_comparison_without_any_result_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "table.md").write_text("of an earlier run")
+    report.write_report(comparison(), [], tmp_path, {"calm, seed 0": "why"})
+    table = (tmp_path / "table.md").read_text()
+    assert "| CALM | failed: why |" in table
+    assert "No run is finished." in table
+    assert "earlier" not in table
 
 
 @pytest.mark.parametrize(
@@ -258,6 +360,17 @@ def test_scores_are_a_line_per_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["subs", "0.5000", NOTHING] in rows
     assert ["accuracy/keys=2", "0.2500"] in rows
     assert ["text", NOTHING, "1.5000"] in rows
+
+
+def test_names_stand_in_full_where_output_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = [f"a_score_with_a_long_name_{number}" for number in range(9)]
+    report.print_scores({f"test/subs/{score}": 0.5 for score in scores}, "title")
+    report.print_plugins([Plugin("mine", None, "mine.module", "mine 1.0", "no " * 99)])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["evaluation", "set", *scores] in said
+    assert any(line.count("no") == 99 for line in said)
 
 
 def test_questions_without_room_are_named(capsys: pytest.CaptureFixture[str]) -> None:

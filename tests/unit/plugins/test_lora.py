@@ -12,6 +12,7 @@ from calm_lightning.checkpoint import load
 from calm_lightning.contracts import CalmError
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
 from calm_plugins.compositions.cross_attention import CrossAttention
+from calm_plugins.compositions.linear import LinearBridge
 from calm_plugins.compositions.lora import LoRA
 
 pytest.importorskip("peft")
@@ -29,13 +30,21 @@ def test_the_rank_says_how_many_weights_there_are() -> None:
     assert count(LoRA(rank=3).compose(anchor, [])) == 3 * per_rank
 
 
-def test_it_matches_a_composition_as_nearly_as_a_rank_can() -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_it_matches_a_composition_as_nearly_as_a_rank_can(dora: bool) -> None:
     other, augmenting = (tiny_backbone(width=16, seed=1) for _ in range(2))
     wanted = count(CrossAttention(every=2).compose(tiny_backbone(), [other]))
-    matched = LoRA(match=CrossAttention(every=2)).compose(tiny_backbone(), [augmenting])
-    one = count(LoRA(rank=1).compose(tiny_backbone(), []))
-    assert abs(count(matched) - wanted) <= one / 2
+    matched = LoRA(match=CrossAttention(every=2), dora=dora).compose(tiny_backbone(), [augmenting])
+    possible = [count(LoRA(rank=r, dora=dora).compose(tiny_backbone(), [])) for r in range(1, 8)]
+    assert count(matched) == min(possible, key=lambda each: abs(each - wanted))
     assert not any(layer._forward_hooks for layer in augmenting.layers)  # nothing is left behind
+
+
+def test_that_no_rank_is_low_enough_to_match_is_told() -> None:
+    other = tiny_backbone(width=16, seed=1)
+    with pytest.warns(UserWarning, match=r"LinearBridge: it trains 544 .* at rank 1.* have 2,048"):
+        model = LoRA(match=LinearBridge()).compose(tiny_backbone(), [other])
+    assert count(model) == 2048
 
 
 def test_it_starts_as_the_anchor_and_can_be_switched_off() -> None:

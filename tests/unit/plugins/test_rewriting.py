@@ -3,19 +3,23 @@
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, TextStreamer
 
 from calm_lightning.backbone import Backbone, BackboneSource
-from calm_lightning.checkpoint import load
+from calm_lightning.checkpoint import load, start_from
 from calm_lightning.collate import IGNORED
-from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example
+from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
 from calm_lightning.language_model import PlainModel
-from calm_lightning.testing import tiny_backbone, tiny_tokenizer
+from calm_lightning.module import CalmModule
+from calm_lightning.run import quiet_libraries
+from calm_lightning.testing import TinySource, tiny_backbone, tiny_tokenizer
 from calm_lightning.testing.tokenizers import text_tokenizer
 from calm_plugins.compositions.rewriting import Rewriting, drawing, pool
 from calm_plugins.compositions.rewriting.corrector import log_likelihoods
@@ -329,6 +333,34 @@ def test_shuffled_each_example_reads_what_was_written_for_the_one_before() -> No
     assert made.last_candidates == [pools[2]]
 
 
+def test_shuffled_no_question_reads_its_own_candidates_however_it_comes() -> None:
+    pools = dict(zip(PROMPTS, built().pool.of(PROMPTS), strict=True))
+    made = built(reads="shuffled")
+
+    def read(*prompts: str) -> list[tuple[str, ...]]:
+        made.sources(prompts)
+        return list(made.last_candidates)
+
+    first, second, third = PROMPTS
+    assert read(first) == read(first) == [()]  # nobody came before
+    assert read(second) == read(second) == [pools[first]]  # asked, and then scored
+    assert read(third) == [pools[second]]
+    assert read(first, first, second) == [pools[second], pools[second], pools[first]]
+    assert read() == []
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_shuffled_a_question_is_scored_with_what_it_was_answered_with(size: int) -> None:
+    made = built(reads="shuffled")
+    for start in range(0, 3, size):
+        prompts = PROMPTS[start : start + size]
+        made.fits(prompts)
+        made.generate_text(prompts, **GREEDY)
+        answered = made.last_candidates
+        made.encode(prompts[-1:], ["1"])  # of the others the answer does not fit, say
+        assert made.last_candidates == answered[-1:]
+
+
 def test_a_separator_must_be_known_to_the_corrector() -> None:
     few = tiny_tokenizer(37)
     with pytest.raises(CalmError, match=r"separator='\|': .* cannot write it"):
@@ -351,6 +383,83 @@ def test_a_prompt_that_the_large_model_cannot_hold_is_its_own_fault() -> None:
     with pytest.raises(CalmError, match=r"context of 'large 0' holds 64") as refusal:
         built().encode(["a" * 70])
     assert "candidates" not in str(refusal.value)
+
+
+# ---------------------------------------------------------------- what does not fit
+
+OF_ALL_LENGTHS = ["abc", "a" * 30, "a" * 50, "a" * 60]
+"""The last one is too long for the large model, the third with its pool for the corrector."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "fitting"),
+    [
+        ({}, [True, True, False, False]),
+        ({"answer": "best"}, [True, True, False, False]),
+        ({"answer": "greedy"}, [True, True, True, False]),
+        ({"answer": "oracle"}, [True, True, True, False]),
+        ({"few_shot": "1" * 35}, [True, False, False, False]),
+        ({"reads": "shuffled"}, [True, True, False, False]),
+        ({"reads": "nothing"}, [True, True, True, False]),
+    ],
+    ids=str,
+)
+def test_what_fits_is_what_can_be_drawn_and_read(settings: Any, fitting: list[bool]) -> None:
+    made = built(**settings)
+    assert made.fits(OF_ALL_LENGTHS, new_tokens=5) == fitting
+    assert made.fits(OF_ALL_LENGTHS[::-1], new_tokens=5) == fitting[::-1]
+    if made.answer == "oracle":
+        return  # it is asked by a task
+    for prompt, fits in zip(OF_ALL_LENGTHS, fitting, strict=True):
+        with nullcontext() if fits else pytest.raises(CalmError, match="context"):
+            made.generate_text([prompt], **GREEDY)
+
+
+def test_what_fits_with_its_target_can_be_learnt_from() -> None:
+    made = built()
+    prompts, targets = OF_ALL_LENGTHS[1::-1] * 2, ["1", "1", "1" * 40, "1" * 40]
+    flags = made.fits(prompts, targets, ends=[True, False, True, False])
+    assert flags == [True, True, False, True]
+    for prompt, target, fits in zip(prompts, targets, flags, strict=True):
+        if fits:
+            made.encode([prompt], [target], ends=False)
+    with made.anchor_only():
+        assert made.fits(OF_ALL_LENGTHS, new_tokens=5) == [True, True, True, False]
+
+
+def test_whether_it_fits_is_known_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path)
+    monkeypatch.setattr(pool, "draw", refuse)
+    assert built(cache=str(tmp_path)).fits(PROMPTS, new_tokens=5) == [True] * 3
+    with pytest.raises(Forbidden):
+        built(cache=str(tmp_path)).fits(["new"], new_tokens=5)
+
+
+class Asked(Task):
+    """Questions, of which the last two do not fit."""
+
+    def train_examples(self) -> list[Example]:
+        return [Example("abc", "1")]
+
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        examples = [Example(prompt, "1") for prompt in OF_ALL_LENGTHS]
+        return [EvaluationSet("asked", examples, ExactMatch, max_new_tokens=5)]
+
+
+def test_a_question_that_does_not_fit_is_not_answered_and_the_others_are() -> None:
+    quiet_libraries()
+    module = CalmModule(TinySource(0), Rewriting(**FEW), [TinySource(1)])
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.test(module, datamodule=Asked(), verbose=False)
+    scores = trainer.callback_metrics
+    assert scores["test/asked/too_long"] == 2
+    assert torch.isfinite(scores["test/asked/loss_nats"])
+    assert len(module.outcomes["asked"]) == 4
 
 
 # ---------------------------------------------------------------- learning
@@ -464,6 +573,20 @@ def test_where_the_corrector_has_no_part_nothing_is_trained(answer: Any) -> None
     assert list(built(answer=answer).trainable_parameters()) == []
 
 
+@pytest.mark.parametrize("answer", ["greedy", "oracle"])
+def test_of_a_trained_corrector_another_answer_can_be_asked(tmp_path: Path, answer: Any) -> None:
+    trained = built()
+    for _, weight in trained.trainable_parameters():
+        weight.data += 0.1
+    trained.save_pretrained(tmp_path / "trained")
+    made = built(answer=answer)
+    start_from(made, tmp_path / "trained")
+    assert made.own_state().keys() == trained.own_state().keys()
+    assert all(torch.equal(made.own_state()[n], w) for n, w in trained.own_state().items())
+    made.save_pretrained(tmp_path / "again")
+    load(tmp_path / "again", anchor(), [small()])
+
+
 def test_another_large_model_can_take_its_place(tmp_path: Path) -> None:
     large = anchor(5)
     large.model.save_pretrained(tmp_path)
@@ -572,6 +695,38 @@ def test_built_from_a_config_a_corrector_has_the_weights_of_its_seed(t5: Path) -
     )  # fmt: skip
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_every_run_draws_a_corrector_of_its_own(
+    t5: Path, tmp_path: Path, decoder_only: bool
+) -> None:
+    small().model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    source = {"path": str(tmp_path if decoder_only else t5), "weights": "random"}
+    separator = "|" if decoder_only else " -- "
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        torch.rand(seed)  # what else a run has drawn by then plays no part
+        made = Rewriting(**FEW | {"corrector": source, "separator": separator})
+        return next(made.compose(anchor(), []).trainable_parameters())[1]
+
+    assert torch.equal(drawn(3), drawn(3))
+    assert not torch.equal(drawn(3), drawn(4))
+
+
+def test_an_encoder_decoder_tells_what_fits_it(t5: Path) -> None:
+    made = with_encoder(t5)
+    made.corrector.model.config.max_position_embeddings = 24
+    texts = ["the fox", "the lazy dog " * 5]
+    assert made.corrector.fits(texts, new_tokens=23) == [True, False]
+    assert made.corrector.fits(texts, new_tokens=24) == [False, False]
+    assert made.corrector.fits(texts[:1] * 2, texts) == [True, False]
+    made.corrector.encode(texts[:1], texts[:1])
+    for wrong in (texts, texts[:1]), (texts[:1], texts):
+        with pytest.raises(CalmError, match="context"):
+            made.corrector.encode(wrong[0][-1:], wrong[1][-1:])
 
 
 def test_a_corrector_can_be_read_from_a_folder(tmp_path: Path) -> None:

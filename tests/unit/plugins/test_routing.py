@@ -511,10 +511,13 @@ def test_a_file_of_prompts_at_fault_is_told(
         read_prompts(tmp_path / name)
 
 
-def test_a_missing_file_of_prompts_is_told(tmp_path: Path) -> None:
-    model = PromptRouter(share=0.5, calibration=str(tmp_path / "none.txt"))
-    with pytest.raises(CalmError, match=r"none\.txt: its prompts cannot be read"):
-        built(model).route(["a"])
+def test_prompts_that_cannot_be_read_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    router = PromptRouter(share=0.5, calibration=str(tmp_path / "prompts.txt"))
+    with pytest.raises(CalmError, match=r"prompts\.txt: its prompts cannot be read"):
+        router.compose(anchor(), [other()])
+    (tmp_path / "prompts.txt").write_text("short\n" + "x" * 80)  # the contexts hold 64
+    with pytest.raises(CalmError, match=r"prompts\.txt: 1 of its prompts .* first: 'xxx"):
+        router.compose(anchor(), [other()])
 
 
 def test_a_model_is_saved_with_the_threshold_that_was_found(tmp_path: Path) -> None:

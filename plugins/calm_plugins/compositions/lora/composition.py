@@ -7,6 +7,7 @@ and does not say which matrices were adapted; here it is every linear layer of t
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
@@ -23,7 +24,7 @@ class LoRA(Composition):
 
     Args:
         rank: Of every adapter; null takes the rank whose number of weights is nearest to that of
-            `match`.
+            `match`, and warns where even rank 1 is far above it.
         match: A composition whose number of trained weights is to be met.
         alpha: Scale of the adapters; null is twice the rank.
         dropout: On the adapters' input.
@@ -95,16 +96,23 @@ class LoRA(Composition):
         composed = self.match.compose(anchor, augmenting)
         wanted = sum(p.numel() for _, p in composed.trainable_parameters())
         composed.detach()
-        per_rank = sum(
-            sum(layer.weight.shape)
-            for layer in anchor.layers.modules()
-            if isinstance(layer, nn.Linear | Conv1D)
-        )
-        if not per_rank:
+        layers = [m for m in anchor.layers.modules() if isinstance(m, nn.Linear | Conv1D)]
+        if not layers:
             raise CalmError(
                 f"LoRA finds no linear layer to adapt in {anchor.name!r}, so no rank matches."
             )
-        return max(1, round(wanted / per_rank))
+        per_rank = sum(sum(layer.weight.shape) for layer in layers)
+        # DoRA has one magnitude for each output of a layer beside the two matrices.
+        beside = sum(map(_outputs, layers)) if self.dora else 0
+        rank = max(1, round((wanted - beside) / per_rank))
+        found = rank * per_rank + beside
+        if abs(found - wanted) > per_rank / 2:
+            rank_zero_warn(
+                f"LoRA cannot match {type(self.match).__name__}: it trains {wanted:,} weights, and "
+                f"at rank {rank}, the least, the adapters of {anchor.name!r} have {found:,}. This "
+                "row will have more trained weights than the one that it is compared with."
+            )
+        return rank
 
 
 class AdaptedBackbone(Backbone):
@@ -155,6 +163,10 @@ class AdaptedModel(PlainModel):
             if _is_adapter(name):
                 module.train(mode)
         return self
+
+
+def _outputs(layer: nn.Linear | Conv1D) -> int:
+    return int(layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1])
 
 
 def _is_adapter(name: str) -> bool:

@@ -9,7 +9,8 @@ model can take its place, for nothing of it is looked into.
 Where this differs from the paper and its released code: the words `source:` and `candidates:` are
 left out, and the separator is a setting; any decoder-only or encoder-decoder model can be the
 corrector (theirs is T5.1.1-base); the optimizer is that of the run (theirs is Adafactor at 1e-3);
-what does not fit the corrector's context is refused (theirs is cut off at 1,024 tokens).
+what does not fit the corrector's context is refused in training, and in an evaluation counts as not
+answered (theirs is cut off at 1,024 tokens).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,10 @@ class Rewriting(Composition):
     """A small model rewrites what the anchor answers.
 
     Args:
-        corrector: Where the trained model comes from; `weights: random` builds it from a config.
-            Null: it is a copy of the first augmenting model, which itself stays frozen. Nothing
-            else is done with augmenting models.
+        corrector: Where the trained model comes from; `weights: random` builds it from a config,
+            with weights drawn by its `seed` and the run's together. Null: it is a copy of the
+            first augmenting model, which itself stays frozen. Nothing else is done with augmenting
+            models.
         fresh: Draw new weights for that copy.
         sampled: Candidates that are drawn at random, beside the greedy one.
         temperature: Of the draw.
@@ -44,10 +46,13 @@ class Rewriting(Composition):
         seed: Of the draws.
         cache: Folder in which candidates are kept, so that they are drawn once for all runs. Null
             keeps them in memory.
-        live: Whether candidates that the cache lacks are drawn. If not, they are an error.
+        live: Whether candidates that the cache lacks are drawn. If not, they are an error, which
+            is told when they are first asked for: of questions that only a test asks, after the
+            training, for what will be asked is not known here.
         separator: Between prompt and candidates. The corrector's tokenizer must know it.
         reads: `candidates`; or for a control `nothing` (the prompt alone), `shuffled` (the
-            candidates of another example).
+            candidates of another question: in a batch the one before, of a batch with a single
+            question that of the batch before; the very first one alone reads nothing).
         answer: `rewrite`; or for a comparison the candidate that is `best` by the corrector's
             likelihood, the `greedy` one, or by an `oracle` the one that scores best.
         tested_on: Another large model, whose candidates are read outside of training.
@@ -103,7 +108,7 @@ class Rewriting(Composition):
             same = "the corrector starts with the weights of a frozen model, and changes its copy"
             self.exempt = {**self.exempt, "frozen": same}
         if reads == "shuffled":
-            other = "what an example reads depends on the one before it, on purpose"
+            other = "what an example reads depends on the others of its batch, on purpose"
             self.exempt = {**self.exempt, "text": other}
 
     @override

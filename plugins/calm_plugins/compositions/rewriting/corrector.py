@@ -7,6 +7,7 @@ batch, `generate_text` answers sources.
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -67,20 +68,52 @@ class EncoderDecoder(nn.Module):
         Raises:
             CalmError: If a source or a target does not fit the model's context.
         """
-        rows = [Row(ids, len(ids)) for ids in self.tokenizer(list(texts))["input_ids"]]
+        rows = self._sources(texts)
         check_fits(rows, self.context, self.name)
         pad = self.tokenizer.pad_token_id or 0
         batch = pad_right(rows, pad)
         del batch["labels"]
         if targets is None:
             return batch
+        written = self._targets(targets, ends)
+        check_fits(written, self.context, self.name)
+        return {**batch, "labels": pad_right(written, pad)["labels"]}
+
+    def fits(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        new_tokens: int = 0,
+        *,
+        ends: bool | Sequence[bool] = True,
+    ) -> list[bool]:
+        """Which sources the model's context holds, and with them their targets or so many tokens.
+
+        Args:
+            texts: Sources.
+            targets: Target of each, if that is to be read too.
+            new_tokens: How many tokens are to be written for each, behind the decoder's start.
+            ends: Whether the end-of-text token follows each target.
+        """
+        limit = float("inf") if self.context is None else self.context
+        written = [1 + new_tokens] * len(texts)
+        if targets is not None:
+            written = [len(row.ids) for row in self._targets(targets, ends)]
+        pairs = zip(self._sources(texts), written, strict=True)
+        return [max(len(row.ids), length) <= limit for row, length in pairs]
+
+    def _sources(self, texts: Sequence[str]) -> list[Row]:
+        found = self.tokenizer(list(texts))["input_ids"] if texts else []
+        return [Row(ids, len(ids)) for ids in found]
+
+    def _targets(self, targets: Sequence[str], ends: bool | Sequence[bool]) -> list[Row]:
+        """What the decoder reads: its start, the target, the end of the text."""
+        pad = self.tokenizer.pad_token_id or 0
         flags = [ends] * len(targets) if isinstance(ends, bool) else ends
-        written = [
+        return [
             Row([pad, *self._ids_of(target), *([self.tokenizer.eos_token_id] if end else [])], 1)
             for target, end in zip(targets, flags, strict=True)
         ]
-        check_fits(written, self.context, self.name)
-        return {**batch, "labels": pad_right(written, pad)["labels"]}
 
     def _ids_of(self, target: str) -> list[int]:
         ids: list[int] = self.tokenizer(text_target=target, add_special_tokens=False)["input_ids"]
@@ -142,6 +175,8 @@ def _drawn_anew(model: PreTrainedModel) -> PreTrainedModel:
 def load_corrector(source: BackboneSource) -> Corrector:
     """A corrector read, or built, from where a source says.
 
+    Weights that are drawn are trained ones, so they begin as every run does: by its own seed.
+
     Raises:
         CalmError: If there is nothing, it cannot be read, or it is to be quantised.
     """
@@ -150,6 +185,8 @@ def load_corrector(source: BackboneSource) -> Corrector:
             f"corrector: quantization={source.quantization}: weights in so few bits cannot be "
             "trained, and the corrector is. Leave quantization out."
         )
+    if source.weights == "random":
+        source = replace(source, seed=(source.seed + torch.initial_seed()) % 2**63)
     path = os.path.expanduser(source.path)
     options = {"revision": source.revision, "trust_remote_code": False}
     try:

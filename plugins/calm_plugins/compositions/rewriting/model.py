@@ -68,11 +68,11 @@ class RewritingModel(nn.Module, TextModel):
         self._pools["testing"] = (
             self._pools["training"] if self.tested_on is None else self._pool(self.tested_on)
         )
-        self._before: Candidates | None = None
         self._switched_off = False
         self.last_candidates: list[Candidates] = []
         """What was read for the last texts."""
         _check_separator(corrector, separator)
+        self._of_corrector = {name for name, _ in self.trainable_parameters()}
         if answer in ("greedy", "oracle"):
             corrector.requires_grad_(False)  # it has no part in the answer, so nothing is trained
 
@@ -107,22 +107,16 @@ class RewritingModel(nn.Module, TextModel):
             CalmError: If candidates are missing and may not be drawn.
         """
         self.last_candidates = self._read(prompts)
-        pairs = zip(prompts, self.last_candidates, strict=True)
-        return [
-            self.separator.join([prompt, *candidates]) + self.separator
-            for prompt, candidates in pairs
-        ]
+        return self._joined(prompts, self.last_candidates)
 
     def _read(self, prompts: Sequence[str]) -> list[Candidates]:
         if self.reads == "nothing":
             return [()] * len(prompts)
-        pools = self.pool.of(prompts)
-        if self.reads == "shuffled" and pools:
-            # Each reads what was written for the example before it, in the batch before if need be.
-            before = pools[-1] if self._before is None else self._before
-            self._before = pools[-1]
-            pools = [before, *pools[:-1]]
-        return pools
+        return (self.pool.of if self.reads == "candidates" else self.pool.of_others)(prompts)
+
+    def _joined(self, prompts: Sequence[str], pools: Sequence[Candidates]) -> list[str]:
+        mark = self.separator
+        return [mark.join([p, *c]) + mark for p, c in zip(prompts, pools, strict=True)]
 
     # ------------------------------------------------------------------ the contract
 
@@ -135,6 +129,70 @@ class RewritingModel(nn.Module, TextModel):
     @override
     def frozen_backbones(self) -> tuple[Backbone, ...]:
         return (self.anchor.backbone, *self._frozen)
+
+    @property
+    @override
+    def readers(self) -> tuple[Backbone, ...]:
+        """The models whose contexts a text must fit, each in its own tokens."""
+        small = self.corrector.readers if isinstance(self.corrector, PlainModel) else ()
+        return (self.anchor.backbone, *small)
+
+    @override
+    def own_state(self) -> dict[str, Tensor]:
+        """The corrector's weights, also where it has no part in the answer: others learnt them."""
+        return {n: p for n, p in self.named_parameters() if n in self._of_corrector}
+
+    @override
+    def fits(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        new_tokens: int = 0,
+        *,
+        ends: bool | Sequence[bool] = True,
+    ) -> list[bool]:
+        """Which prompts the large model can be asked, and the corrector can read with their pool.
+
+        The candidates are drawn for that, where they are not known.
+
+        Args:
+            texts: Prompts.
+            targets: What follows each, if that is read too.
+            new_tokens: How many tokens are to be written after each.
+            ends: Whether the end-of-text token follows each target.
+
+        Raises:
+            CalmError: If candidates are missing and may not be drawn.
+        """
+        if self._switched_off:
+            return self.anchor.fits(texts, targets, new_tokens, ends=ends)
+        chooses = targets is None and self.answer != "rewrite"
+        if self.reads == "nothing" and not chooses:
+            asked = [True] * len(texts)
+        else:
+            asked = self.pool.has_room(texts)
+        numbers = [number for number, has_room in enumerate(asked) if has_room]
+        prompts = [texts[number] for number in numbers]
+        if chooses:
+            held = self._can_choose(prompts)
+        else:
+            sources = self._joined(prompts, self._read(prompts))
+            wanted = None if targets is None else [targets[number] for number in numbers]
+            flags = ends if isinstance(ends, bool) else [ends[number] for number in numbers]
+            held = self.corrector.fits(sources, wanted, new_tokens, ends=flags)
+        fitting = {number for number, holds in zip(numbers, held, strict=True) if holds}
+        return [number in fitting for number in range(len(texts))]
+
+    def _can_choose(self, prompts: Sequence[str]) -> list[bool]:
+        """For which prompts a candidate can be chosen; for the likeliest, all have to be read."""
+        if self.answer != "best":
+            return [True] * len(prompts)
+        sources = self._joined(prompts, self._read(prompts))
+        pools = self.pool.of(prompts)
+        return [
+            all(self.corrector.fits([source] * len(candidates), candidates))
+            for source, candidates in zip(sources, pools, strict=True)
+        ]
 
     @override
     def encode(

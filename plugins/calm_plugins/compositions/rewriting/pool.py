@@ -30,6 +30,7 @@ class Pool:
         self.cache = cache
         self.live = live
         self._opened: Store | None = None
+        self._others: dict[str, str | None] = {}  # of the last batch: whose candidates each reads
 
     @property
     def store(self) -> Store:
@@ -71,6 +72,30 @@ class Pool:
             drawn = draw(self.model, portion, self.drawing)
             self.store.add(dict(zip(portion, drawn, strict=True)))
         return [self.store[prompt] for prompt in prompts]
+
+    def has_room(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts fit the model's context, with what stands before them and a candidate."""
+        asked = [self.drawing.few_shot + prompt for prompt in prompts]
+        return self.model.fits(asked, new_tokens=self.drawing.max_new_tokens)
+
+    def of_others(self, prompts: Sequence[str]) -> list[Candidates]:
+        """The candidates of another question for each: never its own.
+
+        In a batch each reads those of the question before it, the first one those of the last. One
+        that comes alone reads those of the batch before, and none if there was none. The same
+        questions, or some of them, read the same when they come again at once, as when they are
+        answered and then scored.
+
+        Raises:
+            CalmError: As `of`.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        if not self._others.keys() >= set(distinct):
+            first = distinct[-1] if len(distinct) > 1 else next(reversed(self._others), None)
+            self._others = dict(zip(distinct, [first, *distinct[:-1]], strict=True))
+        others = [self._others[prompt] for prompt in prompts]
+        pools = iter(self.of([other for other in others if other is not None]))
+        return [() if other is None else next(pools) for other in others]
 
     def _not_in_cache(self, lacking: Sequence[str]) -> str:
         name = self.model.backbone.name

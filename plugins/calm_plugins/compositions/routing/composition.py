@@ -5,12 +5,17 @@ section 4): the rows that tell whether a composition did more.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
 from calm_lightning.contracts import CalmError, Composition
-from calm_plugins.compositions.routing.calibration import check_share, check_threshold
+from calm_plugins.compositions.routing.calibration import (
+    check_share,
+    check_threshold,
+    read_prompts,
+)
 from calm_plugins.compositions.routing.heads import EnsembleModel, TokenModel
 from calm_plugins.compositions.routing.prompts import DecideBy, PromptModel
 
@@ -68,15 +73,18 @@ class PromptRouter(Composition):
 
     @override
     def compose(self, anchor: Backbone, augmenting: Sequence[Backbone]) -> PromptModel:
-        return PromptModel(
-            anchor,
-            augmenting,
-            self,
-            self.decide_by,
-            self.threshold,
-            self.share,
-            self.calibration,
+        # Read now: what is wrong with them should not be found out after the training.
+        prompts = () if self.calibration is None else read_prompts(Path(self.calibration))
+        model = PromptModel(
+            anchor, augmenting, self, self.decide_by, self.threshold, self.share, prompts
         )
+        if prompts and not all(fitting := model.fits(prompts)):
+            raise CalmError(
+                f"calibration={self.calibration}: {fitting.count(False)} of its prompts do not fit "
+                f"the context of every model; first: {prompts[fitting.index(False)][:40]!r}. Leave "
+                "them out."
+            )
+        return model
 
 
 class TokenRouter(Composition):

@@ -1,7 +1,6 @@
 """One model answers the whole prompt; which one, is decided where the prompt ends."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,6 @@ from calm_plugins.compositions.routing.calibration import (
     Calibration,
     calibrate,
     check_threshold,
-    read_prompts,
 )
 from calm_plugins.compositions.routing.choice import choose, decider, log_shares, pick
 from calm_plugins.compositions.routing.likelihood import prompt_odds, running_odds, token_nats
@@ -50,7 +48,7 @@ class PromptModel(RoutedModel):
         decide_by: See `PromptRouter`, as for all that follow.
         threshold: Above which an augmenting model answers.
         share: Or the share of prompts that it is found from.
-        calibration: The file of these prompts.
+        prompts: These prompts.
     """
 
     def __init__(
@@ -61,12 +59,12 @@ class PromptModel(RoutedModel):
         decide_by: DecideBy = "state",
         threshold: float = 0.5,
         share: float | None = None,
-        calibration: str | None = None,
+        prompts: Sequence[str] = (),
     ) -> None:
         super().__init__(anchor, augmenting, composition, translate=False)
         self.decide_by = decide_by
         self.share = share
-        self.calibration = calibration
+        self.prompts = prompts
         self.head = decider(anchor.width, len(augmenting)) if decide_by == "state" else None
         self._threshold: float | None = threshold if share is None else None
         self._answers: list[list[Said]] | None = None
@@ -75,15 +73,10 @@ class PromptModel(RoutedModel):
 
     @property
     def threshold(self) -> float:
-        """An augmenting model answers a prompt whose score is above this.
-
-        Raises:
-            CalmError: If it is to be found from the prompts of a file that is at fault.
-        """
+        """An augmenting model answers a prompt whose score is above this."""
         if self._threshold is None:
-            assert self.calibration is not None
             assert self.share is not None
-            self.calibrate(read_prompts(Path(self.calibration)), self.share)
+            self.calibrate(self.prompts, self.share)
         assert self._threshold is not None
         return self._threshold
 
