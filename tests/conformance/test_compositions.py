@@ -92,10 +92,10 @@ for _cls in installed():
     _composition = _cls(**SETTINGS.get(_cls.__name__, {}))
     _reads_augmenting = "augmenting_used" not in _composition.exempt
     globals()[f"Test{_cls.__name__}"] = suite(
-        _composition,
-        ("llama", "gpt2") if _cls.__name__ in ON_TWO_FAMILIES else FAMILIES,
-        (1, 2) if _reads_augmenting else (1,),
+        _composition, ("llama", "gpt2") if _cls.__name__ in ON_TWO_FAMILIES else FAMILIES, (1,)
     )
+    if _reads_augmenting:  # how many there are has nothing to do with the family
+        globals()[f"Test{_cls.__name__}OfThree"] = suite(_composition, ("llama",), (2,))
 for _name, (_variant, _number) in VARIANTS.items():
     globals()[f"Test{_name}"] = suite(_variant, ("llama",), (_number,))
 

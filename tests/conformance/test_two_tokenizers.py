@@ -120,8 +120,8 @@ FAULTS: dict[Callable[[Patch], None], tuple[Case, set[str]]] = {
     sees_a_token_early: (BY_COLUMNS, {"causal", "cache", "conversation", "loss", "text"}),
     sees_unfinished_words: (BY_COLUMNS, {"cache"}),
     takes_the_beginning_of_a_token_for_its_end: (BY_COLUMNS, {"cache"}),
-    # A batch of texts of different lengths is padded.
-    sees_padding: (BY_LETTERS, {"padding", "text", "loss"}),
+    # A batch of texts of different lengths is padded; packed, it is not.
+    sees_padding: (BY_LETTERS, {"padding", "text", "loss", "packing"}),
     forgets_to_reorder_what_was_read: (BY_LETTERS, {"cache"}),
     forgets_to_repeat_what_was_read: (BY_LETTERS, {"cache"}),
     keeps_what_was_taken_back: (BY_LETTERS, {"cache"}),
@@ -132,7 +132,7 @@ FAULTS: dict[Callable[[Patch], None], tuple[Case, set[str]]] = {
     ),
     places_tokens_by_their_columns: (
         BY_LETTERS,
-        {"batch", "cache", "conversation", "loss", "text"},
+        {"batch", "cache", "conversation", "loss", "text", "packing"},
     ),
 }
 

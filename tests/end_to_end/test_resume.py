@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,17 @@ SETUPS: dict[str, tuple[tuple[str, ...], Sequence[int]]] = {
 
 
 @pytest.mark.parametrize("name", SETUPS)
-@pytest.mark.parametrize("how", ["SIGTERM", "power cut"])
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(
-    fit: Any, tmp_path: Path, stop_at: Any, name: str, how: str
+    fit: Any, tmp_path: Path, stop_at: Any, name: str
 ) -> None:
+    """Stopped by SIGTERM, which writes a checkpoint, and by a power cut, in turn."""
     options, stops = SETUPS[name]
     options = (*SHORT, *options, "--checkpoint_steps=2")
-    seen = stop_at(None, how)
+    seen = stop_at(None, "power cut")
     assert fit(tmp_path / "whole", *options).status == 0
     wanted = {number: rest for number, *rest in seen}
     more: tuple[str, ...] = ()
-    for stop in (*stops, None):
+    for stop, how in zip((*stops, None), cycle(["SIGTERM", "power cut"]), strict=False):
         seen = stop_at(stop, how)
         if stop is not None and how == "power cut":
             with pytest.raises(PowerCut):

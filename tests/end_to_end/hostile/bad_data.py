@@ -145,7 +145,7 @@ CASES = [
     said("gsm", "no answer", {"question": "1+2"}, "'answer'"),
     said("gsm", "an answer without a number", {**GSM, "answer": "three"}, "three"),
     said("gsm", "an answer that is a list", {**GSM, "answer": [3]}, "'answer'", "a list"),
-    said("gsm", "an answer that is no number", {**GSM, "answer": float("nan")}, "nan"),
+    said("gsm", "an answer that is no number", {**GSM, "answer": float("nan")}, "NaN"),
     said("gsm", "a number that is a mapping", {**GSM, "answer_number": {"a": 3}},
          "'answer_number'", "an object"),
     said("gsm", "a solution that is a number", {**GSM, "answer_number": 3, "answer": 5},
