@@ -1,5 +1,6 @@
 """Every test starts alike: one thread, one seed, no network, no command line of pytest's."""
 
+import logging
 import os
 import random
 import sys
@@ -21,3 +22,6 @@ def _same_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["calm"])
     random.seed(0)
     torch.manual_seed(0)
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        # Commands that run in this process silence them, and what others check is said by them.
+        logging.getLogger(name).setLevel(logging.INFO)
