@@ -8,7 +8,8 @@ FIT := $(BIN)/calm fit --config configs/key_value
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 rivals routing_suffices rewriting_suffices translation_small backbones two_tokenizers two_models \
+.PHONY: help demo table1 rivals routing_suffices rewriting_suffices forgetting translation_small \
+    backbones two_tokenizers two_models \
     keys_25k families faults wheel test test-all clean
 
 help: ## Show this list.
@@ -69,6 +70,9 @@ keys_25k: $(READY) ## The experiment with 25,000 keys: teaches the augmenting mo
 	[ -e runs/keys_25k/noise/model ] || $(FIT)/augmenting.yaml \
 	    --config configs/key_value/augmenting_7_noise_25k.yaml --run runs/keys_25k/noise
 	$(BIN)/calm compare configs/key_value/keys_25k.yaml
+
+forgetting: $(READY) ## What further training forgets, and what replay keeps: real, or drawn from the model.
+	$(BIN)/calm compare configs/key_value/forgetting.yaml
 
 SMALL := configs/translation/small
 FRESH := $(BIN)/python -m calm_lightning.fresh_model runs/translation_small
