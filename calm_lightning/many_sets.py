@@ -10,12 +10,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calm_lightning.figures import COLOURS
+
 if TYPE_CHECKING:
     from calm_lightning.comparison import Comparison
 
 AVERAGE, WINS = "average", "wins"
-
-_COLOURS = ("#3b82c4", "#e07b39", "#4f9d69", "#a07cc5", "#c9a227", "#d1495b", "#6fb1d6", "#8a8a8a")
 
 
 def means(results: Sequence[dict[str, Any]], row: str, columns: Sequence[str]) -> list[float]:
@@ -121,7 +121,7 @@ def plot_gains(
         better = sum(value > 0 for value in values)
         axes.plot(
             [values[place] for place in order], "o", markersize=3.5,
-            color=_COLOURS[number % len(_COLOURS)], alpha=0.5 + 0.5 * (number < len(_COLOURS)),
+            color=COLOURS[number % len(COLOURS)], alpha=0.5 + 0.5 * (number < len(COLOURS)),
             label=f"{labels[name]}: better on {better} of {len(columns)}",
         )  # fmt: skip
     axes.set_xticks(range(len(columns)), [columns[place] for place in order], rotation=90)

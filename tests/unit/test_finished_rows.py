@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-import calm_lightning as calm
 from calm_lightning.finished_rows import PIECE, can_leave
 from calm_lightning.language_model import PlainModel, TextModel
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
-from calm_lightning.testing.case import disturb, seeded
-from calm_lightning.testing.tokenizers import text_tokenizer
+from calm_lightning.testing.case import Case
 from calm_plugins.compositions.cross_attention import CrossAttention
 
 PROMPTS = ["12+3=", "hello, world", "ab", "the cat", "x"]
@@ -19,21 +17,15 @@ NEW = 3 * PIECE - 5
 GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
 
 
-def composed(*tokenizers: Any, **settings: Any) -> TextModel:
-    backbones = [
-        tiny_backbone(seed=number, tokenizer=tokenizer, vocab=len(tokenizer))
-        for number, tokenizer in enumerate(tokenizers)
-    ]
-    with seeded(1):
-        model = calm.compose(backbones[0], backbones[1:], CrossAttention(**settings))
-        disturb(model, 0.2)
+def composed(*tokenizers: str, **settings: Any) -> TextModel:
+    model = Case(CrossAttention(**settings), tokenizers=tokenizers).build()
     assert isinstance(model, TextModel)
     return model
 
 
 MODELS: dict[str, Callable[[], TextModel]] = {
-    "one tokenizer": lambda: composed(tiny_tokenizer(), tiny_tokenizer()),
-    "two tokenizers": lambda: composed(text_tokenizer("byte_bpe"), text_tokenizer("unigram")),
+    "one tokenizer": lambda: composed("byte_bpe", "byte_bpe"),
+    "two tokenizers": lambda: composed("byte_bpe", "unigram"),
     "plain": lambda: PlainModel(tiny_backbone(tokenizer=tiny_tokenizer()), lambda folder: None),
 }
 
@@ -73,8 +65,15 @@ def test_finished_answers_leave_and_no_answer_changes(name: str) -> None:
 
 def test_the_end_of_text_ends_an_answer_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS["one tokenizer"]()
-    tokenizer = model.anchor_backbone.require_tokenizer()
-    end = tokenizer(ending_apart(model), add_special_tokens=False)["input_ids"][-1]
+    batch = model.encode(PROMPTS)
+    said = model.generate(**batch, **GREEDY, pad_token_id=model.pad_id).tolist()
+    rows_of = [row[batch["input_ids"].shape[1] :] for row in said]
+    end = next(
+        token
+        for token in sorted({token for row in rows_of for token in row})
+        if any(token in row[: PIECE // 2] for row in rows_of)
+        and not all(token in row for row in rows_of)
+    )
     monkeypatch.setattr(model.generation_config, "eos_token_id", [end])  # type: ignore[attr-defined]
     together, rows = steps(model)
     assert together == [model.generate_text([p], **GREEDY)[0] for p in PROMPTS]
@@ -97,9 +96,7 @@ def test_settings_of_the_model_count_as_well(monkeypatch: pytest.MonkeyPatch) ->
     assert can_leave(model, GREEDY)
     monkeypatch.setattr(model.generation_config, "min_new_tokens", 3)  # type: ignore[attr-defined]
     assert not can_leave(model, GREEDY)
-    assert not can_leave(
-        composed(tiny_tokenizer(), tiny_tokenizer(), augmenting_sees="prompt"), GREEDY
-    )
+    assert not can_leave(composed("byte_bpe", "byte_bpe", augmenting_sees="prompt"), GREEDY)
 
 
 def test_draws_are_left_as_they_are() -> None:

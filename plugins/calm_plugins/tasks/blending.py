@@ -7,14 +7,14 @@ of (seed, index), so any number of processes and any restart see the same ones.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import overload
 
 import torch
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError, Example
+from calm_plugins.tasks.by_index import ByIndex
 
 
 def shares(
@@ -39,7 +39,7 @@ def shares(
     return [weight / sum(weighed) for weight in weighed]
 
 
-class Blend(Sequence[Example]):
+class Blend(ByIndex):
     """Examples of several sources in fixed proportions.
 
     Args:
@@ -69,18 +69,7 @@ class Blend(Sequence[Example]):
         return len(self.source_at)
 
     @override
-    def __iter__(self) -> Iterator[Example]:
-        return map(self.__getitem__, range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    @override
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative counts from the end; too far is an IndexError
+    def at(self, index: int) -> Example:
         number, turn = int(self.source_at[index]), int(self.turn_at[index])
         source = self.sources[number]
         times, place = divmod(turn, len(source))

@@ -9,14 +9,15 @@ formats and where they differ from the paper's.
 import difflib
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
+from calm_plugins.tasks.by_index import ByIndex
 from calm_plugins.tasks.key_value.expressions import LETTERS, Expression, KeyTable, write
 
 Answer = Literal["direct", "worked"]
@@ -311,7 +312,7 @@ class _Ingredient:
         return self.in_keys and self.question in ("value", "subs", "worked_subs")
 
 
-class _TrainingExamples(Sequence[Example]):
+class _TrainingExamples(ByIndex):
     """Training examples, each made from (seed, index) when it is asked for."""
 
     def __init__(
@@ -341,18 +342,7 @@ class _TrainingExamples(Sequence[Example]):
         return self.length
 
     @override
-    def __iter__(self) -> Iterator[Example]:
-        return map(self.__getitem__, range(self.length))
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    @override
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.length))]
-        index = range(self.length)[index]  # negative counts from the end; too far is an IndexError
+    def at(self, index: int) -> Example:
         rng = random.Random((self.seed << 48) + index)
         (ingredient,) = rng.choices(self.ingredients, self.weights)
         expression = self._draw(rng, ingredient)

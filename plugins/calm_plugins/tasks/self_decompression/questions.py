@@ -1,12 +1,12 @@
 """Finds the questions of evaluation sets in texts that are to be learnt."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import overload
 
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError, Example
+from calm_plugins.tasks.by_index import ByIndex
 
 
 class Questions:
@@ -40,7 +40,7 @@ class Questions:
         return False
 
 
-class Without(Sequence[Example]):
+class Without(ByIndex):
     """Examples that hold none of some questions, for those that are made from their index.
 
     In place of one that holds a question stands the next one that does not; so what stands at an
@@ -59,18 +59,7 @@ class Without(Sequence[Example]):
         return len(self.examples)
 
     @override
-    def __iter__(self) -> Iterator[Example]:
-        return map(self.__getitem__, range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    @override
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative counts from the end; too far is an IndexError
+    def at(self, index: int) -> Example:
         for place in chain(range(index, len(self)), range(index)):
             example = self.examples[place]
             if not self.questions.stand_in(example):

@@ -10,13 +10,14 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from calm_lightning.contracts import CalmError, EvaluationSet, Example, Task
 from calm_plugins.tasks.blending import Blend, shares
+from calm_plugins.tasks.by_index import ByIndex
 from calm_plugins.tasks.reading import normal_form
 from calm_plugins.tasks.translation.corpora import Corpus, Direction, Pair
 from calm_plugins.tasks.translation.languages import language_name
@@ -306,7 +307,7 @@ class _Writer:
         return Example(prompt, space + target, {"direction": self.label, "source": source})
 
 
-class _Stream(Sequence[Example]):
+class _Stream(ByIndex):
     """Pairs as examples, each written when it is asked for."""
 
     def __init__(self, pairs: Sequence[Pair], write: Callable[[Pair], Example]) -> None:
@@ -316,14 +317,8 @@ class _Stream(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
     @override
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self.write(pair) for pair in self.pairs[index]]
+    def at(self, index: int) -> Example:
         return self.write(self.pairs[index])
 
 
