@@ -465,6 +465,34 @@ def test_nothing_outlives_the_caller(sandbox: Sandbox, how: signal.Signals) -> N
         time.sleep(0.05)
 
 
+ORPHAN = """
+import os, signal, sys, time
+sys.path.append(sys.argv[1])
+from inside import kernel, namespaces
+first = os.getpid()
+if sys.argv[2] == "another":
+    kernel.unshare(namespaces._NEW_USER | namespaces._NEW_PID)
+if os.fork() == 0:
+    def parent():
+        return int(open("/proc/self/stat").read().rpartition(")")[2].split()[1])
+    while parent() == first:
+        time.sleep(0.01)
+    kernel.die_with_parent(first)
+    print("survived")
+"""
+
+
+@pytest.mark.parametrize("namespace", ["one", "another"])
+def test_a_process_whose_parent_ended_before_it_looked_ends(
+    sandbox: Sandbox, namespace: str
+) -> None:
+    """The kernel kills those that had asked for it by then: a moment lost without this."""
+    folder = str(Path(str(module.__file__)).parent)
+    run = subprocess.run([sys.executable, "-c", ORPHAN, folder, namespace], capture_output=True,
+                         timeout=60, check=True)  # fmt: skip
+    assert run.stdout == b"", run.stderr
+
+
 def test_a_keeper_that_is_killed_is_no_verdict(sandbox: Sandbox) -> None:
     """A fault of ours, or of the machine, never counts as the program's."""
     done = threading.Event()

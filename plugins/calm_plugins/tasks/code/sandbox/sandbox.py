@@ -209,8 +209,8 @@ class Sandbox:
         box = BoxSettings(
             layers, own.cpu_seconds, own.waiting_seconds, own.memory_mib, own.writable_mib
         )
-        given = json.dumps(box._asdict())
-        command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, given, _HERE]
+        given = (json.dumps(box._asdict()), str(os.getpid()), _HERE)
+        command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, *given]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

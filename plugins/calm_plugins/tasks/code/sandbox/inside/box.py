@@ -23,7 +23,7 @@ _NOBODY = 65533  # not 65534, as which the host may run something
 _OPEN_FILES, _THREADS, _FILE_MIB = 32, 32, 8
 
 
-def enter(settings: BoxSettings, keep: Sequence[int]) -> None:
+def enter(settings: BoxSettings, keep: Sequence[int], parent: int) -> None:
     """Put on the layers. With namespaces, what returns is a child.
 
     `LIBRARY` must be the current folder: a user who cannot reach it by its path can still be given
@@ -32,6 +32,7 @@ def enter(settings: BoxSettings, keep: Sequence[int]) -> None:
     Args:
         settings: Which, and how much is left.
         keep: Descriptors that stay open; 0, 1 and 2 become /dev/null, all others are closed.
+        parent: The process that called, with which the box ends.
 
     Raises:
         OSError: If a layer cannot be put on.
@@ -51,9 +52,9 @@ def enter(settings: BoxSettings, keep: Sequence[int]) -> None:
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
         kernel.be_dumpable(True)
-    kernel.die_with_parent()
+    kernel.die_with_parent(parent)
     if "namespaces" in layers:
-        namespaces.enter(LIBRARY, settings.writable_mib)
+        namespaces.enter(LIBRARY, settings.writable_mib, parent)
     else:
         os.chdir("/")
     kernel.drop_capabilities()

@@ -31,16 +31,16 @@ _LOOK_SECONDS = 0.1
 
 def main() -> None:
     """Read a job from standard input, and write its verdict to standard output, both as JSON."""
-    kernel.die_with_parent()
+    kernel.die_with_parent(int(sys.argv[2]))
     settings = BoxSettings(**json.loads(sys.argv[1]))
-    started = time.monotonic()
+    started, keeper = time.monotonic(), os.getpid()
     os.chdir(box.LIBRARY)
     answers, requests, verdicts = os.pipe(), os.pipe(), os.pipe()
 
     def candidate() -> None:
         wire = Wire(requests[0], answers[1])
         try:
-            box.enter(settings, keep=(requests[0], answers[1]))
+            box.enter(settings, keep=(requests[0], answers[1]), parent=keeper)
         except OSError as error:
             wire.send({"failure": str(error)})
             return
@@ -50,7 +50,8 @@ def main() -> None:
     def judging() -> None:
         wire = Wire(answers[0], requests[1])
         try:
-            box.enter(_for_the_judge(settings), keep=(0, answers[0], requests[1], verdicts[1]))
+            keep = (0, answers[0], requests[1], verdicts[1])
+            box.enter(_for_the_judge(settings), keep, parent=keeper)
             os.write(verdicts[1], _BEGUN)
             said = wire.receive()
             verdict = {"outcome": "failure", "detail": str(said.get("failure"))}

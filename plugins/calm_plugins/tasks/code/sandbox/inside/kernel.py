@@ -39,9 +39,19 @@ def _prctl(what: str, option: int, value: int, more: bytes | int = 0) -> None:
     _check(_LIBC.prctl(option, ctypes.c_ulong(value), third, zero, zero), what)
 
 
-def die_with_parent() -> None:
-    """Have this process killed when the one that started it ends."""
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when the one that started it ends; end now, if that has ended.
+
+    Args:
+        parent: Its number as /proc has it: `os.getppid` tells none of a parent outside of this
+            process's namespace.
+    """
     _prctl("die with the parent", _PR_SET_PDEATHSIG, _SIGKILL)
+    # The kernel tells only of an end still to come.
+    with open("/proc/self/stat") as stream:
+        _, _, status = stream.read().rpartition(")")
+    if int(status.split()[1]) != parent:
+        os._exit(1)
 
 
 def be_dumpable(yes: bool) -> None:

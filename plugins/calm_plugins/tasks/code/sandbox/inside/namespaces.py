@@ -22,7 +22,7 @@ WRITABLE = "/tmp"
 _INSIDE_ID = 65534
 
 
-def enter(library: str, writable_mib: int) -> None:
+def enter(library: str, writable_mib: int, parent: int) -> None:
     """Move into namespaces of one's own; what returns is a child, the first process in there.
 
     The process that called stays outside, waits for the child and ends as it did; SIGTERM has it
@@ -31,6 +31,7 @@ def enter(library: str, writable_mib: int) -> None:
     Args:
         library: Folder of the standard library, which must be the current folder.
         writable_mib: Size of /tmp.
+        parent: The process with which all this ends.
 
     Raises:
         OSError: If the kernel refuses.
@@ -40,7 +41,8 @@ def enter(library: str, writable_mib: int) -> None:
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{_INSIDE_ID} {user} 1")
     _write("/proc/self/gid_map", f"{_INSIDE_ID} {group} 1")
-    kernel.die_with_parent()  # a new user namespace may have undone it
+    kernel.die_with_parent(parent)  # a new user namespace may have undone it
+    outside = os.getpid()
     child = os.fork()
     if child:
         signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
@@ -48,7 +50,7 @@ def enter(library: str, writable_mib: int) -> None:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         os._exit(code if code >= 0 else 128 - code)
-    kernel.die_with_parent()
+    kernel.die_with_parent(outside)
     _change_root(library, writable_mib)
     kernel.set_host_name("sandbox")
 
