@@ -143,7 +143,7 @@ def _record_test(cli: CalmCLI, run: Path, arguments: Sequence[str]) -> None:
 
 
 def _plugins(arguments: Sequence[str]) -> None:
-    from calm_lightning.report import print_plugins
+    from calm_lightning.screen import print_plugins
 
     _parser("plugins", "List the installed plug-ins and what they offer.").parse_args(arguments)
     print_plugins(load_plugins())

@@ -115,7 +115,7 @@ def _run(
     Returns:
         By job, why it failed.
     """
-    from calm_lightning.report import Progress
+    from calm_lightning.progress import Progress
 
     pending = [job for job in jobs if finished(job, folder) is None]
     count = workers or comparison.workers or _workers_of_this_machine(comparison.threads)
@@ -276,7 +276,7 @@ def run_job(
     import torch
 
     from calm_lightning.callbacks import CountWork
-    from calm_lightning.report import JobProgress
+    from calm_lightning.progress import JobProgress
     from calm_lightning.run import CalmCLI, quiet_libraries
 
     quiet_libraries()

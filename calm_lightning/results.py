@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from filelock import FileLock, Timeout
 from calm_lightning.comparison import Job
 from calm_lightning.contracts import CalmError
 from calm_lightning.plain_data import parse_json
+
+Result = dict[str, Any]
+"""What one run leaves: scores by evaluation set, costs, answers, and where it came from."""
 
 
 @contextmanager
@@ -181,3 +184,13 @@ def keep_result(result: Mapping[str, Any], folder: Path, trained: Path | None = 
         trained.replace(model)
         shutil.rmtree(earlier, ignore_errors=True)
     write_whole(text, written)
+
+
+def losses_of(results: Sequence[Result]) -> set[str]:
+    """Columns that hold a loss in nats instead of a share."""
+    return {name for r in results for name in r.get("losses", ())}
+
+
+def lower_is_better_in(results: Sequence[Result]) -> set[str]:
+    """Columns in which a smaller number is the better one: losses, and scores that say so."""
+    return losses_of(results) | {name for r in results for name in r.get("lower_is_better", ())}

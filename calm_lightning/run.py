@@ -324,7 +324,7 @@ class CalmCLI(LightningCLI):
             print(f"Written: {run}/predictions.jsonl")
 
     def _print_scores(self, stage: str) -> None:
-        from calm_lightning.report import print_scores
+        from calm_lightning.screen import print_scores
 
         logged = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         scores = {k: v for k, v in logged.items() if k.startswith(f"{stage}/")}
@@ -371,7 +371,7 @@ class CalmCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Show what the training changed, and say where everything is."""
-        from calm_lightning.report import print_change
+        from calm_lightning.screen import print_change
 
         run = self.config[self.config.subcommand].run
         if not self.trainer.is_global_zero:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from calm_lightning import report
+from calm_lightning import comparison_figures, progress, report, screen
 from calm_lightning.comparison import Comparison, Job, Row
 from calm_lightning.discovery import Plugin
-from calm_lightning.report import NOTHING
+from calm_lightning.progress import Progress
+from calm_lightning.screen import NOTHING
 
 APOSTROPHE = chr(0x2019)
 ALIKE = chr(0x2248)
@@ -274,8 +275,8 @@ def test_a_comparison_without_any_result_has_a_report(tmp_path: Path) -> None:
     "results", [[ANCHOR], THREE[:1], [{**r, "losses": ["subs", "math"]} for r in THREE]]
 )
 def test_pictures_are_drawn_of_whatever_there_is(results: list[Any], tmp_path: Path) -> None:
-    report.plot_bars(comparison(), results, ["subs", "math"], tmp_path / "bars.png")
-    report.plot_curves(comparison(), results, tmp_path / "curves.png")
+    comparison_figures.plot_bars(comparison(), results, ["subs", "math"], tmp_path / "bars.png")
+    comparison_figures.plot_curves(comparison(), results, tmp_path / "curves.png")
     for file in tmp_path.iterdir():
         assert file.read_bytes().startswith(b"\x89PNG")
 
@@ -287,13 +288,13 @@ def test_pictures_are_drawn_of_whatever_there_is(results: list[Any], tmp_path: P
     ("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (61.0, "1:01"), (3661.0, "1:01:01")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert report._duration(seconds) == text
+    assert progress._duration(seconds) == text
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -307,14 +308,14 @@ def test_progress_says_which_row_how_far_and_how_long_still(
     tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [Job(comparison().rows[0], seed) for seed in (0, 1)]
-    with report.Progress(jobs, jobs, tmp_path, workers=1, line_seconds=0.0) as progress:
+    with Progress(jobs, jobs, tmp_path, workers=1, line_seconds=0.0) as shown:
         clock[0] += 1
-        progress.update()
+        shown.update()
         write(jobs[0], tmp_path, phase="training", share=0.0)
-        progress.update()
+        shown.update()
         clock[0] += 45
         write(jobs[0], tmp_path, phase="training", share=0.5, loss=2.5)
-        progress.update()
+        shown.update()
         said = capsys.readouterr().err
         assert "2 runs; 1 at a time." in said
         assert "0/2 done; starting; measuring the time left" in said
@@ -323,7 +324,7 @@ def test_progress_says_which_row_how_far_and_how_long_still(
         clock[0] += 55
         write(jobs[0], tmp_path, phase="scoring", share=1.0)
         (jobs[0].folder(tmp_path) / "result.json").write_text("{}")
-        progress.update()
+        shown.update()
         said = capsys.readouterr().err.replace("\n", " ")
         assert "1/2 done; starting; about 1:40 left" in said
 
@@ -332,7 +333,7 @@ def test_progress_counts_what_was_done_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [Job(comparison().rows[0], seed) for seed in (0, 1, 2)]
-    with report.Progress(jobs, jobs[2:], tmp_path, workers=1):
+    with Progress(jobs, jobs[2:], tmp_path, workers=1):
         pass
     assert "3 runs, 2 of them already done; 1 at a time." in capsys.readouterr().err
 
@@ -340,7 +341,7 @@ def test_progress_counts_what_was_done_before(
 def test_a_stopped_comparison_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), report.Progress([], [], tmp_path, workers=1):
+    with pytest.raises(KeyboardInterrupt), Progress([], [], tmp_path, workers=1):
         raise KeyboardInterrupt
     assert "The same command goes on" in capsys.readouterr().err
 
@@ -349,7 +350,7 @@ def test_a_stopped_comparison_says_how_to_go_on(
 
 
 def test_scores_are_a_line_per_set(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_scores(
+    screen.print_scores(
         {"test/subs/accuracy": 0.5, "test/subs/accuracy/keys=2": 0.25, "test/text/loss_nats": 1.5},
         "title",
         {"chrf": "nrefs:1|case:mixed"},
@@ -366,27 +367,27 @@ def test_names_stand_in_full_where_output_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scores = [f"a_score_with_a_long_name_{number}" for number in range(9)]
-    report.print_scores({f"test/subs/{score}": 0.5 for score in scores}, "title")
-    report.print_plugins([Plugin("mine", None, "mine.module", "mine 1.0", "no " * 99)])
+    screen.print_scores({f"test/subs/{score}": 0.5 for score in scores}, "title")
+    screen.print_plugins([Plugin("mine", None, "mine.module", "mine 1.0", "no " * 99)])
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["evaluation", "set", *scores] in said
     assert any(line.count("no") == 99 for line in said)
 
 
 def test_questions_without_room_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_scores({"test/subs/accuracy": 0.5, "test/subs/too_long": 3.0}, "title")
+    screen.print_scores({"test/subs/accuracy": 0.5, "test/subs/too_long": 3.0}, "title")
     assert "3 questions of subs do not fit the context" in capsys.readouterr().out
 
 
 def test_a_change_is_shown_where_both_are_known(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_change({"val/a/loss": 2.0, "val/b/loss": 1.0, "other": 1.0}, {"val/a/loss": 1.0})
+    screen.print_change({"val/a/loss": 2.0, "val/b/loss": 1.0, "other": 1.0}, {"val/a/loss": 1.0})
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["a/loss", "2.0000", "1.0000"] in rows
     assert not any(row[:1] == ["b/loss"] for row in rows)
 
 
 def test_a_broken_plugin_is_listed_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_plugins([Plugin("mine", None, "mine.module", "mine 1.0", "ImportError('no')")])
+    screen.print_plugins([Plugin("mine", None, "mine.module", "mine 1.0", "ImportError('no')")])
     said = capsys.readouterr().out
     assert "mine" in said
     assert "left out" in said
@@ -400,8 +401,8 @@ def test_more_rows_than_colours_are_drawn_one_below_the_other(tmp_path: Path) ->
     few = comparison(rows=rows[:3])
     sizes = []
     for said in (few, many):
-        report.plot_bars(said, results, ["subs", "math"], tmp_path / "bars.png")
-        report.plot_curves(said, results, tmp_path / "curves.png")
+        comparison_figures.plot_bars(said, results, ["subs", "math"], tmp_path / "bars.png")
+        comparison_figures.plot_curves(said, results, tmp_path / "curves.png")
         with Image.open(tmp_path / "bars.png") as picture:
             sizes.append(picture.height)
     assert sizes[1] == round(150 * (1.0 + 0.27 * 12))  # a line for each
