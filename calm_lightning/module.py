@@ -37,6 +37,7 @@ from calm_lightning.contracts import (
     EvaluationSet,
     Example,
     LanguageModel,
+    Question,
     Scorer,
 )
 from calm_lightning.language_model import TextModel
@@ -161,6 +162,7 @@ class CalmModule(L.LightningModule):
         # Of the last evaluation in this process: the score of every answer, where the scorer gives
         # one, and what answering took.
         self.outcomes: dict[str, list[float]] = {}
+        self._each: dict[str, dict[int, float]] = {}
         self.answering_seconds, self.answered_characters = 0.0, 0
         self._answered_batches = 0
 
@@ -376,22 +378,22 @@ class CalmModule(L.LightningModule):
 
     @override
     def validation_step(
-        self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0
+        self, batch: Sequence[Question], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._evaluate(batch, self.evaluation_sets[dataloader_idx])
 
     @override
-    def test_step(self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Sequence[Question], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, self.evaluation_sets[dataloader_idx])
 
     @override
     def predict_step(
-        self, batch: Sequence[Example], batch_idx: int, dataloader_idx: int = 0
+        self, batch: Sequence[Question], batch_idx: int, dataloader_idx: int = 0
     ) -> list[str]:
         kind = self.evaluation_sets[dataloader_idx]
         if not self._can_ask(kind.examples):
             return []
-        return self.answer(_questions(batch), kind)
+        return self.answer([example for _, example in _asked(batch)], kind)
 
     def answer(self, examples: Sequence[Example], kind: EvaluationSet) -> list[str]:
         """What the model says to each example; nothing to one that does not fit its context."""
@@ -448,10 +450,11 @@ class CalmModule(L.LightningModule):
         prompts, targets = [self.prompt_of(e) for e in examples], [e.target for e in examples]
         return _numbers(model.fits(prompts, targets, ends=[e.ends for e in examples]))
 
-    def _evaluate(self, batch: Sequence[Example], kind: EvaluationSet) -> None:
+    def _evaluate(self, batch: Sequence[Question], kind: EvaluationSet) -> None:
         if not self._can_ask(kind.examples):
             return
-        examples = _questions(batch)
+        questions = _asked(batch)
+        examples = [example for _, example in questions]
         losses = cast(TextLoss, self.losses[_key(kind.name)])
         fitting = self._with_targets(examples)
         if (scorer := self.scorer(kind.name)) is not None:
@@ -461,7 +464,8 @@ class CalmModule(L.LightningModule):
             if examples:
                 scorer.update(answers, examples)
             if examples and (each := scorer.each(answers, examples)) is not None:
-                self.outcomes.setdefault(kind.name, []).extend(each)
+                numbers = (number for number, _ in questions)
+                self._each.setdefault(kind.name, {}).update(zip(numbers, each, strict=True))
         too_long = len(examples) - len(fitting)
         if not fitting:
             self._keep_others_company()
@@ -524,7 +528,7 @@ class CalmModule(L.LightningModule):
         self._forget_answers()
 
     def _forget_answers(self) -> None:
-        self.outcomes = {}
+        self.outcomes, self._each = {}, {}
         self.answering_seconds, self.answered_characters = 0.0, 0
         self._answered_batches = 0
 
@@ -554,17 +558,21 @@ class CalmModule(L.LightningModule):
 
     def _gather_outcomes(self, name: str) -> None:
         """The scores of all processes' answers, in the order of the set's examples."""
-        if self.trainer.world_size == 1:
-            return
-        own = torch.tensor(self.outcomes.get(name, []), dtype=torch.float64, device=self.device)
-        count = torch.tensor(len(own), device=self.device)
-        counts = cast(Tensor, self.all_gather(count)).tolist()
-        if any(counts):
-            padded = own.new_zeros(max(counts))
+        scored = sorted(self._each.get(name, {}).items())
+        if self.trainer.world_size > 1:
+            own = torch.tensor(scored, dtype=torch.float64, device=self.device).reshape(-1, 2)
+            count = torch.tensor(len(own), device=self.device)
+            counts = cast(Tensor, self.all_gather(count)).tolist()
+            if not any(counts):
+                return
+            padded = own.new_zeros(max(counts), 2)
             padded[: len(own)] = own
             shares = cast(Tensor, self.all_gather(padded)).tolist()
-            places = ((row, rank) for row in range(max(counts)) for rank in range(len(counts)))
-            self.outcomes[name] = [shares[rank][row] for row, rank in places if row < counts[rank]]
+            scored = sorted(
+                pair for share, n in zip(shares, counts, strict=True) for pair in share[:n]
+            )
+        if scored:
+            self.outcomes[name] = [score for _, score in scored]
 
     def _refuse_if_nothing_fits(self, name: str, scores: Mapping[str, Tensor]) -> None:
         if "too_long" in scores and torch.isnan(scores["loss_nats"]):
@@ -664,9 +672,9 @@ def _key(name: str) -> str:
     return f"set {name.replace('.', ' ')}"
 
 
-def _questions(batch: Sequence[Example]) -> list[Example]:
+def _asked(batch: Sequence[Question]) -> list[Question]:
     """What of a batch is really asked."""
-    return [example for example in batch if example is not STAND_IN]
+    return [question for question in batch if question[1] is not STAND_IN]
 
 
 def _numbers(flags: Sequence[bool]) -> list[int]:

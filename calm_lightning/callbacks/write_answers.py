@@ -10,7 +10,7 @@ import lightning as L
 from typing_extensions import override
 
 from calm_lightning.checkpoint_io import write_text
-from calm_lightning.contracts import Example
+from calm_lightning.contracts import Question
 
 
 class WriteAnswers(L.Callback):
@@ -37,13 +37,15 @@ class WriteAnswers(L.Callback):
         trainer: L.Trainer,
         pl_module: Any,
         outputs: Any,
-        batch: Sequence[Example],
+        batch: Sequence[Question],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         assert self._stream is not None
         name = pl_module.evaluation_sets[dataloader_idx].name
-        for example, answer in zip(batch, outputs or (), strict=False):  # none: it was not asked
+        for (_, example), answer in zip(
+            batch, outputs or (), strict=False
+        ):  # none: it was not asked
             said = {
                 "set": name,
                 "prompt": pl_module.prompt_of(example),

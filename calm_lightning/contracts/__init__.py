@@ -8,4 +8,5 @@ from calm_lightning.contracts.scorer import Scorer as Scorer
 from calm_lightning.contracts.task import STAND_IN as STAND_IN
 from calm_lightning.contracts.task import EvaluationSet as EvaluationSet
 from calm_lightning.contracts.task import Example as Example
+from calm_lightning.contracts.task import Question as Question
 from calm_lightning.contracts.task import Task as Task

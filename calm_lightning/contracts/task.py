@@ -42,6 +42,9 @@ STAND_IN = Example("", "")
 """What a process is given to do that has one question less than another, so that all of them have
 as many batches. It is neither asked nor counted."""
 
+Question = tuple[int, Example]
+"""An example of an evaluation set, with its number there."""
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
@@ -141,8 +144,8 @@ class Task(L.LightningDataModule, ABC):
             `calm test` always uses all.
         seed: Seed of the data and of its order.
         num_workers: Processes that prepare training batches.
-        group_by_length: Fill a few batches at a time with examples of like length, so that little
-            is padded.
+        group_by_length: Fill batches with examples of like length, so that little is padded: a few
+            training batches at a time, an evaluation set as a whole, the longest first.
 
     Raises:
         CalmError: If one of these is out of range.
@@ -219,15 +222,17 @@ class Task(L.LightningDataModule, ABC):
 
     @override
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._loader(s.examples[: self.validation_examples]) for s in self._sets()]
+        limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
+        return [self._loader(s.examples[: self.validation_examples], limit) for s in self._sets()]
 
     @override
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._loader(s.examples) for s in self._sets()]
+        limit = 1.0 if self.trainer is None else self.trainer.limit_test_batches
+        return [self._loader(s.examples, limit) for s in self._sets()]
 
     @override
     def predict_dataloader(self) -> list[DataLoader[Any]]:
-        return self.test_dataloader()
+        return [self._loader(s.examples, 0) for s in self._sets()]  # answers come in this order
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -246,14 +251,26 @@ class Task(L.LightningDataModule, ABC):
     def _sets(self) -> Sequence[EvaluationSet]:
         return self.evaluation_sets()
 
-    def _loader(self, examples: Sequence[Example]) -> DataLoader[Any]:
+    def _loader(self, examples: Sequence[Example], sort: int | float) -> DataLoader[Any]:
+        """Batches of questions.
+
+        Args:
+            examples: Of an evaluation set.
+            sort: How much of it is in order of length: a number of batches, or a share. What the
+                trainer's limit leaves out stays out.
+        """
         # Each process answers its own share and no example twice; metrics add up exactly.
         rank, world_size = self._process()
-        share = list(examples)[rank::world_size]
+        share = list(enumerate(examples))[rank::world_size]
         if len(share) < math.ceil(len(examples) / world_size):
-            share.append(STAND_IN)
+            share.append((len(examples), STAND_IN))
+        size = self.evaluation_batch_size
+        if self.group_by_length:
+            batches = sort if type(sort) is int else int(sort * math.ceil(len(share) / size))
+            first, rest = share[: batches * size], share[batches * size :]
+            share = [*sorted(first, key=lambda question: -_length(question[1])), *rest]
         # Named, because Lightning builds loaders again by name.
-        return DataLoader(share, batch_size=self.evaluation_batch_size, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(share, batch_size=size, collate_fn=list)  # type: ignore[arg-type]
 
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer

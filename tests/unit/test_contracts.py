@@ -141,7 +141,7 @@ class Small(Task):
 
 def of_process(task: Small, rank: int, world_size: int) -> Small:
     task.trainer = SimpleNamespace(  # type: ignore[assignment]
-        global_rank=rank, world_size=world_size, limit_train_batches=1.0
+        global_rank=rank, world_size=world_size, limit_train_batches=1.0, limit_test_batches=1.0
     )
     return task
 
@@ -153,10 +153,41 @@ def test_each_process_answers_its_own_share_and_none_twice_in_as_many_batches_as
     answered, batches = [], set()
     for rank in range(processes):
         (loader,) = of_process(Small(evaluation_batch_size=2), rank, processes).test_dataloader()
-        answered += [e.prompt for batch in loader for e in batch if e is not STAND_IN]
+        answered += [e.prompt for batch in loader for _, e in batch if e is not STAND_IN]
         batches.add(len(loader))
     assert sorted(answered, key=int) == [example.prompt for example in EXAMPLES]
     assert len(batches) == 1  # or one would wait for another that is gone
+
+
+class Uneven(Small):
+    """Questions of 3, 1, 4, 1, 5, 9 and 2 letters."""
+
+    def evaluation_sets(self) -> Sequence[EvaluationSet]:
+        return [EvaluationSet("all", [Example("x" * n, "") for n in (3, 1, 4, 1, 5, 9, 2)], None)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "grouped", "numbers"),
+    [
+        (1.0, True, [[5, 4], [2, 0], [6, 1], [3]]),
+        (1.0, False, [[0, 1], [2, 3], [4, 5], [6]]),
+        # What a limit leaves out stays out, or only the longest would be asked.
+        (2, True, [[2, 0], [1, 3], [4, 5], [6]]),
+        (0.5, True, [[2, 0], [1, 3], [4, 5], [6]]),
+    ],
+)
+def test_questions_of_like_length_are_asked_together_the_longest_first(
+    limit: int | float, grouped: bool, numbers: list[list[int]]
+) -> None:
+    task = of_process(Uneven(evaluation_batch_size=2, group_by_length=grouped), 0, 1)
+    task.trainer.limit_test_batches = limit  # type: ignore[union-attr]
+    (loader,) = task.test_dataloader()
+    assert [[number for number, _ in batch] for batch in loader] == numbers
+
+
+def test_predictions_come_in_the_order_of_the_examples() -> None:
+    (loader,) = Uneven(evaluation_batch_size=2).predict_dataloader()
+    assert [number for batch in loader for number, _ in batch] == list(range(7))
 
 
 def test_fewer_training_examples_than_processes_are_refused() -> None:

@@ -212,7 +212,10 @@ def test_the_headline_is_right_where_the_answer_is(monkeypatch: pytest.MonkeyPat
         "generate_text",
         lambda self, prompts, **options: [said.get(prompt, "") for prompt in prompts],
     )
-    assert scores_of(make(), Sums())["test/sums/accuracy"] == pytest.approx(0.4)
+    module = make()
+    assert scores_of(module, Sums())["test/sums/accuracy"] == pytest.approx(0.4)
+    asked = [said.get(e.prompt) == e.target for e in SUMS]
+    assert module.outcomes["sums"] == asked, "not in the order of the examples"
 
 
 def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None:
@@ -221,7 +224,7 @@ def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None
     scores = scores_of(module, Sums(asked=[*SUMS[:2], *long]))
     assert scores["test/sums/too_long"] == 2
     assert len(module.outcomes["sums"]) == 4
-    assert module.outcomes["sums"][2] == 0
+    assert module.outcomes["sums"][2] == 0  # the set's third, asked before the others
     nats, tokens, _ = by_hand(module.language_model, SUMS[:2])
     assert scores["test/sums/loss_nats"] == pytest.approx(nats / tokens, rel=1e-4)
     assert "test/texts/too_long" not in scores
