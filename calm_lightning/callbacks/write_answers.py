@@ -43,9 +43,8 @@ class WriteAnswers(L.Callback):
     ) -> None:
         assert self._stream is not None
         name = pl_module.evaluation_sets[dataloader_idx].name
-        for (_, example), answer in zip(
-            batch, outputs or (), strict=False
-        ):  # none: it was not asked
+        # Nothing came of a set that was not asked.
+        for (_, example), answer in zip(batch, outputs or (), strict=False):
             said = {
                 "set": name,
                 "prompt": pl_module.prompt_of(example),
