@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -216,6 +217,24 @@ def test_the_headline_is_right_where_the_answer_is(monkeypatch: pytest.MonkeyPat
     assert scores_of(module, Sums())["test/sums/accuracy"] == pytest.approx(0.4)
     asked = [said.get(e.prompt) == e.target for e in SUMS]
     assert module.outcomes["sums"] == asked, "not in the order of the examples"
+
+
+def test_scores_of_all_processes_come_in_the_order_of_the_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = make()
+    own, others = {2: 0.2, 0: 0.0}, [[1.0, 0.1], [3.0, 0.3], [4.0, 0.4]]
+    module._each = {"sums": own}
+
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.ndim:
+            return torch.tensor([tensor.item(), len(others)])
+        return torch.stack([tensor, tensor.new_tensor(others)])
+
+    monkeypatch.setattr(module, "all_gather", gather)
+    monkeypatch.setattr(type(module), "trainer", SimpleNamespace(world_size=2))
+    module._gather_outcomes("sums")
+    assert module.outcomes == {"sums": [0.0, 0.1, 0.2, 0.3, 0.4]}
 
 
 def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None:
