@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -159,8 +160,8 @@ class CalmModule(L.LightningModule):
         self.scorers = nn.ModuleDict()
         self.losses = nn.ModuleDict()
         self.evaluation_sets: list[EvaluationSet] = []
-        # Of the last evaluation in this process: the score of every answer, where the scorer gives
-        # one, and what answering took.
+        # Of the last evaluation: the score of every question, where the scorer gives one, and what
+        # answering took in this process.
         self.outcomes: dict[str, list[float]] = {}
         self._each: dict[str, dict[int, float]] = {}
         self.answering_seconds, self.answered_characters = 0.0, 0
@@ -541,12 +542,13 @@ class CalmModule(L.LightningModule):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        for name in (each.name for each in self.evaluation_sets):
+        for kind in self.evaluation_sets:
+            name = kind.name
             scores: dict[str, Tensor] = {}
             losses = cast(TextLoss, self.losses[_key(name)])
             if losses.update_count == 0:  # nor in any other process
                 continue
-            self._gather_outcomes(name)
+            self._gather_outcomes(kind)
             for metric in cast(list[Metric | None], [self.scorer(name), losses]):
                 if metric is None:
                     continue
@@ -556,9 +558,13 @@ class CalmModule(L.LightningModule):
             self._refuse_if_nothing_fits(name, scores)
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in scores.items()})
 
-    def _gather_outcomes(self, name: str) -> None:
-        """The scores of all processes' answers, in the order of the set's examples."""
-        scored = sorted(self._each.get(name, {}).items())
+    def _gather_outcomes(self, kind: EvaluationSet) -> None:
+        """The score of each question, by any process, in the order of the set.
+
+        Several answers to one question are one outcome, their mean: taken for several questions
+        they would make a comparison look surer than it is.
+        """
+        scored = sorted(self._each.get(kind.name, {}).items())
         if self.trainer.world_size > 1:
             own = torch.tensor(scored, dtype=torch.float64, device=self.device).reshape(-1, 2)
             count = torch.tensor(len(own), device=self.device)
@@ -571,8 +577,12 @@ class CalmModule(L.LightningModule):
             scored = sorted(
                 pair for share, n in zip(shares, counts, strict=True) for pair in share[:n]
             )
+        of_question: dict[tuple[str, str], list[float]] = {}
+        for number, score in scored:
+            example = kind.examples[int(number)]
+            of_question.setdefault((example.prompt, example.target), []).append(score)
         if scored:
-            self.outcomes[name] = [score for _, score in scored]
+            self.outcomes[kind.name] = [fmean(scores) for scores in of_question.values()]
 
     def _refuse_if_nothing_fits(self, name: str, scores: Mapping[str, Tensor]) -> None:
         if "too_long" in scores and torch.isnan(scores["loss_nats"]):

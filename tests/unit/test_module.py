@@ -223,7 +223,9 @@ def test_scores_of_all_processes_come_in_the_order_of_the_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = make()
-    own, others = {2: 0.2, 0: 0.0}, [[1.0, 0.1], [3.0, 0.3], [4.0, 0.4]]
+    """Several answers to one question count as one."""
+    questions = [*SUMS[:4], SUMS[1]]
+    own, others = {2: 0.2, 0: 0.0}, [[1.0, 0.1], [3.0, 0.3], [4.0, 0.5]]
     module._each = {"sums": own}
 
     def gather(tensor: torch.Tensor) -> torch.Tensor:
@@ -233,8 +235,8 @@ def test_scores_of_all_processes_come_in_the_order_of_the_set(
 
     monkeypatch.setattr(module, "all_gather", gather)
     monkeypatch.setattr(type(module), "trainer", SimpleNamespace(world_size=2))
-    module._gather_outcomes("sums")
-    assert module.outcomes == {"sums": [0.0, 0.1, 0.2, 0.3, 0.4]}
+    module._gather_outcomes(EvaluationSet("sums", questions, None))
+    assert module.outcomes == {"sums": [0.0, pytest.approx(0.3), 0.2, 0.3]}
 
 
 def test_questions_that_do_not_fit_count_as_unanswered_and_are_counted() -> None:
