@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         return {}  # of a distributed strategy, which reads and checks it
     if seal_is_broken(file):
         raise CalmError(_damaged(file, "its bytes do not match its own SHA-256"))
+    if not zipfile.is_zipfile(file):
+        raise CalmError(_damaged(file, "it is cut short, or never was an archive of torch's"))
     try:
         checkpoint: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         _check(checkpoint)

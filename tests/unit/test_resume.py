@@ -74,8 +74,9 @@ def test_a_bit_that_flipped_anywhere_is_seen(last: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 1, 500, -1])
 def test_a_file_that_was_cut_off_is_refused(last: Path, kept: int) -> None:
     last.write_bytes(last.read_bytes()[:kept])
-    with pytest.raises(CalmError, match="damaged"):
+    with pytest.raises(CalmError, match="damaged") as error:
         read_checkpoint(last)
+    assert "Errno" not in str(error.value)
 
 
 def test_the_newest_whole_one_is_taken_and_a_broken_one_named(last: Path) -> None:
