@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope
 .DEFAULT_GOAL := help
 .PHONY: help demo table1 rivals routing_suffices rewriting_suffices forgetting translation_small \
     backbones two_tokenizers two_models \
-    keys_25k families faults wheel test test-all clean
+    keys_25k families faults wheel check test test-all pictures docs clean
 
 help: ## Show this list.
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -91,11 +91,13 @@ translation_small: $(READY) ## The experiment with real translations: trains its
 faults: $(READY) ## Stop runs by every fault and go on with them: the table of docs/faults.md.
 	$(BIN)/python benchmarks/faults.py
 
-test: docs ## Lint, types, import rules, documentation, tests: what CI runs.
+check: docs ## Lint, types, import rules, documentation: what takes a minute.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test: check ## All of that and the tests: what CI runs.
 	$(PYTEST)
 
 pictures: $(READY) ## Take the pictures of docs/how-to/look-inside.md again (needs Chromium).

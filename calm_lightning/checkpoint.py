@@ -178,6 +178,8 @@ def save(model: TextModel, composition: Composition, folder: Path) -> None:
         "augmenting": [backbone.model.config.to_dict() for backbone in augmenting],
     }
     _write_description(folder, description)
+    # The library lets the owner alone read the weights.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     if anchor.tokenizer is not None:
         anchor.tokenizer.save_pretrained(folder)
     if (settings := anchor.model.generation_config) is not None:

@@ -7,14 +7,13 @@ read again, and only then put in place; what was there is kept beside it as NAME
 """
 
 import hashlib
-import io
 import os
 import re
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -49,9 +48,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        _put_in_place(sealed(buffer.getvalue()), Path(path))
+        _put_in_place(checkpoint, Path(path))
 
     @override
     def load_checkpoint(
@@ -80,14 +77,46 @@ def previous(file: Path) -> Path:
     return file.with_suffix(f".previous{file.suffix}")
 
 
-def sealed(archive: bytes) -> bytes:
-    """A zip archive without a comment, with the SHA-256 of its bytes as its comment."""
-    body = archive[:-_COMMENT_LENGTH] + _SEAL_LENGTH.to_bytes(_COMMENT_LENGTH, "little")
-    return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
+class _Sealing:
+    """A file that `torch.save` writes an archive to, which `seal` ends with its own SHA-256.
+
+    The hash is the archive's comment, whose length is the last thing that torch writes. So the last
+    bytes are always held back; nothing else is kept in memory.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._held = stream, b""
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        """As a file does; of bytes, or of anything that gives a view of bytes."""
+        view = memoryview(data).cast("B")
+        if len(view) < _COMMENT_LENGTH:
+            view = memoryview(self._held + bytes(view))
+        else:
+            self._put(self._held)
+        self._put(view[:-_COMMENT_LENGTH])
+        self._held = bytes(view[-_COMMENT_LENGTH:])
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing: `sync` does it once all is written."""
+
+    def seal(self) -> None:
+        """Write the comment; nothing can be written after it."""
+        self._put(_SEAL_LENGTH.to_bytes(_COMMENT_LENGTH, "little"))
+        self._stream.write(_SEAL + self._digest.hexdigest().encode())
+        self.size += _SEAL_LENGTH
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._stream.write(data)
+        self.size += len(data)
 
 
-def seal_is_broken(file: Path) -> bool:
-    """Whether a file carries a hash that is not that of its bytes; False if it carries none."""
+def seal_of(file: Path) -> bool | None:
+    """Whether a file's hash, which it carries, is that of its bytes; None if it carries none."""
     rest = file.stat().st_size - _SEAL_LENGTH
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -95,7 +124,7 @@ def seal_is_broken(file: Path) -> bool:
             digest.update(part)
             rest -= len(part)
         seal = stream.read()
-    return _SEAL in seal and seal != _SEAL + digest.hexdigest().encode()
+    return seal == _SEAL + digest.hexdigest().encode() if _SEAL in seal else None
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -108,7 +137,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise CalmError(f"There is no checkpoint '{file}'. Those of a run are in its checkpoints/.")
     if file.is_dir():
         return {}  # of a distributed strategy, which reads and checks it
-    if seal_is_broken(file):
+    if seal_of(file) is False:
         raise CalmError(_damaged(file, "its bytes do not match its own SHA-256"))
     if not zipfile.is_zipfile(file):
         raise CalmError(_damaged(file, "it is cut short, or never was an archive of torch's"))
@@ -137,6 +166,12 @@ def _check(checkpoint: Mapping[str, Any]) -> None:
         check_description(checkpoint["composition"], checkpoint["backbones"])
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints that a run can go on from, the newest first; whole or not."""
+    last = folder / LAST
+    return [file for file in (last, previous(last)) if file.exists()]
+
+
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest whole checkpoint of a run.
 
@@ -149,10 +184,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     Raises:
         CalmError: If there is none, or none that is whole.
     """
-    last = folder / LAST
-    there = [file for file in (last, previous(last)) if file.exists()]
     wrong: list[str] = []
-    for file in there:
+    for file in checkpoints_in(folder):
         try:
             return file, read_checkpoint(file), wrong
         except CalmError as error:
@@ -184,6 +217,17 @@ def sync(stream: Any) -> None:
     os.fsync(stream.fileno())
 
 
+def sync_tree(folder: Path) -> None:
+    """Wait until all that is below a folder is on the disk."""
+    for file in folder.rglob("*"):
+        if file.is_dir():
+            sync_folder(file)
+        else:
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk; after a rename."""
     if os.name == "nt":
@@ -195,26 +239,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _put_in_place(data: bytes, file: Path) -> None:
+def _put_in_place(checkpoint: Mapping[str, Any], file: Path) -> None:
     temporary = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            stream.write(data)
+            sealing = _Sealing(stream)
+            torch.save(checkpoint, cast(BinaryIO, sealing))  # it writes and flushes
+            sealing.seal()
             sync(stream)
-        if seal_is_broken(temporary) or temporary.stat().st_size != len(data):
+        if not seal_of(temporary) or temporary.stat().st_size != sealing.size:
             raise OSError("what is read back is not what was written")
-        if file.is_file() and not seal_is_broken(file):
+        if file.is_file() and seal_of(file):
             _keep(file)
         temporary.replace(file)
         sync_folder(file.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
         temporary.unlink(missing_ok=True)
-        kept = f"The one before it is whole: {file}." if file.exists() else "There is none yet."
-        reason = error.strerror or str(error)
+        there = file.exists()
+        kept = f"The one before it is whole: {file}." if there else "There is none yet."
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise CalmError(
-            f"The checkpoint {file} could not be written: {reason}. {kept} Make room, then go on "
-            "with the same command and --resume."
+            f"The checkpoint {file} could not be written: {reason}. {kept} Make room, then "
+            + ("go on with the same command and --resume." if there else "begin again.")
         ) from error
 
 

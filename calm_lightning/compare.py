@@ -24,11 +24,11 @@ from typing import Any
 
 import yaml
 
+from calm_lightning.alone import alone_in
 from calm_lightning.comparison import Comparison, Job, nearest, read_comparison
 from calm_lightning.contracts import CalmError, EvaluationSet
 from calm_lightning.machine import peak_memory
 from calm_lightning.results import (
-    alone_in,
     failure,
     finished,
     forget_failure,
@@ -94,7 +94,7 @@ def compare(
         )
     if workers is not None and workers < 1:
         raise CalmError(f"--workers must be at least 1: got {workers}.")
-    with alone_in(folder):
+    with alone_in(folder, "calm compare", "--out"):
         failed = _run(jobs, comparison, folder, workers)
         earlier = {
             str(job): reason

@@ -7,13 +7,10 @@ finished; `failed.json` says why there is none; `error.txt` holds the whole mess
 import json
 import os
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from calm_lightning.comparison import Job
 from calm_lightning.contracts import CalmError
@@ -21,47 +18,6 @@ from calm_lightning.plain_data import parse_json
 
 Result = dict[str, Any]
 """What one run leaves: scores by evaluation set, costs, answers, and where it came from."""
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other comparisons out of a folder, which is made if there is none.
-
-    The lock is the operating system's: it ends with the process, so one that was killed leaves none
-    behind. The number of that process is written beside it, for the message.
-
-    Raises:
-        CalmError: If another process is at work there, or nothing can be written there.
-    """
-    holder = folder / ".process"
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CalmError(
-            f"Another `calm compare` ({_said_by(holder)}) is at work in {str(folder)!r}. Wait "
-            "until it has ended, stop it, or name another folder by --out. Nothing was changed."
-        ) from None
-    except OSError as error:
-        raise CalmError(
-            f"The results cannot go into {str(folder)!r}: {error.strerror}. Name a folder by --out."
-        ) from None
-    try:
-        with suppress(OSError):
-            write_whole(f"process {os.getpid()} on {socket.gethostname()}", holder)
-        yield
-    finally:
-        with suppress(OSError):
-            holder.unlink()
-        lock.release()
-
-
-def _said_by(holder: Path) -> str:
-    try:
-        return holder.read_text(encoding="utf-8")
-    except OSError:
-        return "it has only just begun"
 
 
 def write_whole(text: str, file: Path) -> None:

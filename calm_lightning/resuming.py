@@ -37,6 +37,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "data": config.get("data"),
         "trainer": {name: trainer.get(name) for name in _TRAINER},
     }
+    if (precision := config.get("matmul_precision")) not in (None, "highest"):
+        parts["matmul_precision"] = precision
     return {name: value for name, value in _flat(parts).items() if not _is_free(name)}
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -29,6 +30,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from typing_extensions import override
 
+from calm_lightning.alone import alone_in
 from calm_lightning.callbacks import (
     Dashboard,
     LookInside,
@@ -43,6 +45,7 @@ from calm_lightning.callbacks.save_checkpoints import processes_of
 from calm_lightning.checkpoint_io import (
     LAST,
     SealedCheckpointIO,
+    checkpoints_in,
     newest_checkpoint,
     read_checkpoint,
     write_text,
@@ -113,20 +116,21 @@ class CalmCLI(LightningCLI):
             refuse_hidden_bombs([word.partition("=")[2] or word for word in sys.argv[1:]])
         except Bomb as error:
             raise CalmError(f"An option cannot be read: {error}") from None
-        super().__init__(
-            CalmModule,
-            Task,
-            subclass_mode_data=True,
-            save_config_kwargs={"save_to_log_dir": False},
-            save_config_callback=SaveConfig if run else None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            # Tasks share their examples out among processes themselves.
-            trainer_defaults={"use_distributed_sampler": False},
-            args=args,
-            run=run,
-            **kwargs,
-        )
+        with ExitStack() as self._while_running:
+            super().__init__(
+                CalmModule,
+                Task,
+                subclass_mode_data=True,
+                save_config_kwargs={"save_to_log_dir": False},
+                save_config_callback=SaveConfig if run else None,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                # Tasks share their examples out among processes themselves.
+                trainer_defaults={"use_distributed_sampler": False},
+                args=args,
+                run=run,
+                **kwargs,
+            )
 
     _before: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
     _checkpoint: Path | None = None  # to go on with, and what it holds of the run's settings
@@ -254,7 +258,7 @@ class CalmCLI(LightningCLI):
             if (folder / "model").exists():
                 _say(f"{folder} is finished; its model is in {folder}/model. Nothing was changed.")
                 raise SystemExit(0)
-            if not wanted and not (folder / "checkpoints").exists():
+            if not wanted and not checkpoints_in(folder / "checkpoints"):
                 return  # `--ckpt_path last` may be there from the beginning
             file, saved, wrong = newest_checkpoint(folder / "checkpoints")
             for fault in wrong:
@@ -334,6 +338,9 @@ class CalmCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Score the untrained composition, which answers as the anchor alone does."""
+        if (folder := self.config[self.config.subcommand].run) and self.trainer.is_global_zero:
+            alone = alone_in(Path(folder), "calm fit", "--run")
+            self._while_running.enter_context(alone)
         if self._checkpoint is not None:
             if self._its_settings is not None:
                 own = self._settings() | processes_of(self.trainer)

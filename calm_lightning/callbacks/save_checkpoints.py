@@ -51,6 +51,7 @@ class SaveCheckpoints(Checkpoint):
         self.steps, self.minutes = steps, minutes
         self.last_model_path = ""
         self._saved_step = self._step = 0
+        self._saved_others = ""
         self._saved_at = 0.0
         self._told_to_stop = False
         # Where the run was after its last optimizer step: Lightning's loops, and batches consumed.
@@ -62,6 +63,7 @@ class SaveCheckpoints(Checkpoint):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._saved_step = self._step = trainer.global_step
+        self._saved_others = _states_of_callbacks(trainer)
         self._saved_at = time.monotonic()
         self._consumed = trainer.datamodule.consumed_batches  # type: ignore[attr-defined]
         self._told_to_stop = False
@@ -119,11 +121,14 @@ class SaveCheckpoints(Checkpoint):
         self._loops = checkpoint["loops"]["fit_loop"]
 
     def _save(self, trainer: L.Trainer) -> None:
-        if self._saved_step == trainer.global_step:
+        # Others learn behind a step too, which may be saved already: what a validation came to.
+        others = _states_of_callbacks(trainer)
+        if (self._saved_step, self._saved_others) == (trainer.global_step, others):
             return
         trainer.save_checkpoint(self.file, weights_only=False)
         self.last_model_path = str(self.file)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_others = others
 
     # ------------------------------------------------------------------ stopping
 
@@ -143,6 +148,12 @@ class SaveCheckpoints(Checkpoint):
     def _any(trainer: L.Trainer, here: bool) -> bool:
         """Whether it is so in any process; all answer alike."""
         return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+
+
+def _states_of_callbacks(trainer: L.Trainer) -> str:
+    """What the other callbacks would put into a checkpoint, to be compared."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return repr({each.state_key: each.state_dict() for each in callbacks})
 
 
 def processes_of(trainer: L.Trainer) -> dict[str, Any]:

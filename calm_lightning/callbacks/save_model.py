@@ -7,11 +7,13 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.trainer.states import TrainerFn
+from safetensors import SafetensorError
 from typing_extensions import override
 
 from calm_lightning.card import add_facts
 from calm_lightning.checkpoint import holds_composition
-from calm_lightning.checkpoint_io import sync_folder
+from calm_lightning.checkpoint_io import sync_folder, sync_tree
+from calm_lightning.contracts import CalmError
 from calm_lightning.sharding import whole
 
 
@@ -36,13 +38,27 @@ class SaveModel(L.Callback):
         if trainer.interrupted:
             return
         with whole(pl_module.language_model):
-            if trainer.is_global_zero:
+            if not trainer.is_global_zero:
+                return
+            try:
                 self._write(trainer, pl_module)
+            except (OSError, SafetensorError) as error:  # the latter tells of a full disk
+                shutil.rmtree(self._partial, ignore_errors=True)
+                raise CalmError(
+                    f"The trained model could not be written into {self.folder}: {error}. The "
+                    "run's checkpoints are what they were. Make room, then go on with the same "
+                    "command and --resume: nothing is trained again."
+                ) from error
+
+    @property
+    def _partial(self) -> Path:
+        folder = Path(self.folder)
+        return folder.with_name(f".{folder.name}.partial")
 
     def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.folder)
         # A folder called so means that the run is finished, so it must appear whole.
-        partial = folder.with_name(f".{folder.name}.partial")
+        partial = self._partial
         shutil.rmtree(partial, ignore_errors=True)
         pl_module.language_model.save_pretrained(partial)
         if holds_composition(partial):
@@ -50,6 +66,7 @@ class SaveModel(L.Callback):
             said = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
             scores = _validation_scores(trainer)
             add_facts(partial, data=said.get("data"), validation=scores, before=self._before)
+        sync_tree(partial)
         partial.replace(folder)
         sync_folder(folder.parent)
 

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import calm_lightning as calm_api
 from calm_lightning.backbone import BackboneSource
-from calm_lightning.checkpoint_io import read_checkpoint, seal_is_broken
+from calm_lightning.checkpoint_io import read_checkpoint, seal_of
 from calm_lightning.estimate import Setting, estimate, share
 from calm_plugins.compositions.cross_attention import CrossAttention
 
@@ -201,7 +201,7 @@ def test_what_is_saved_is_what_one_process_saves_and_only_one_writes(
 def test_a_checkpoint_of_shared_out_weights_is_like_any_other(two: Launched) -> None:
     file = two.folder / "fsdp2" / "checkpoints" / "last.ckpt"
     assert b"sha256:" in file.read_bytes()[-80:]
-    assert not seal_is_broken(file)
+    assert seal_of(file)
     state = read_checkpoint(file)["state_dict"]
     saved = weights(two.folder / "fsdp2")
     assert {name.removeprefix("model."): t for name, t in state.items()}.keys() == saved.keys()

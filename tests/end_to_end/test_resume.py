@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 
+from calm_lightning import checkpoint
+from calm_lightning.alone import alone_in
 from calm_lightning.module import CalmModule
 
 SHORT = ("--data.evaluation_examples=2", "--data.batch_size=4", "--trainer.max_steps=10")
@@ -23,6 +26,12 @@ UNSEEN = ("--trainer.limit_val_batches=0",)
 DROPOUT = (
     "--model.composition=LoRA", "--model.composition.rank=2", "--model.composition.dropout=0.3",
     "--model.augmenting=[]",
+)  # fmt: skip
+
+
+EARLY = (
+    "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/kv_subs/loss_nats",
+    "--trainer.callbacks.patience=4", "--trainer.callbacks.min_delta=100",
 )  # fmt: skip
 
 
@@ -70,6 +79,11 @@ SETUPS: dict[str, tuple[tuple[str, ...], Sequence[int]]] = {
          "--trainer.val_check_interval=4"), (4, 7, 10)),
     "data processes": (
         (*UNSEEN, "--data.num_workers=2", "--trainer.limit_train_batches=4"), (2, 5)),
+    "stopped early": (
+        ("--trainer.val_check_interval=1.0", "--trainer.limit_train_batches=2",
+         "--trainer.max_steps=40", *EARLY), (4, 9)),
+    "stopped early, validation behind a checkpoint": (
+        ("--trainer.val_check_interval=2", "--trainer.max_steps=40", *EARLY), (4, 9)),
     "dropout": ((*UNSEEN, *DROPOUT), (3, 6)),
 }  # fmt: skip
 
@@ -232,6 +246,44 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(
     assert calm("fit", "--run", run, "--resume").status == 0
 
 
+def test_a_run_whose_first_checkpoint_was_never_finished_begins_again(
+    fit: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    partial = folder / ".last.ckpt.partial"
+    partial.symlink_to("/dev/full")
+    options = (*SHORT, *UNSEEN, "--ckpt_path=last")
+    message = fit(tmp_path / "run", *options).message
+    assert "There is none yet. Make room, then begin again." in message
+    assert fit(tmp_path / "run", *options).status == 0
+
+
+def test_a_disk_that_is_full_when_the_model_is_written_costs_no_training(
+    calm: Any, run: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        message = calm("fit", "--run", run, "--resume").message
+    assert f"could not be written into {run}/model: No space left" in message
+    assert not list(run.glob("*model*"))
+    seen = stop_at(None, "")
+    assert calm("fit", "--run", run, "--resume").status == 0
+    assert seen == []
+    assert weights(run)
+
+
+def test_two_never_write_one_run(calm: Any, run: Path, started: Path) -> None:
+    with alone_in(run, "calm fit", "--run"):
+        message = calm("fit", "--run", run, "--resume").message
+    assert f"Another `calm fit` (process {os.getpid()}" in message
+    assert contents(run) == contents(started) | {".lock": b""}
+    assert calm("fit", "--run", run, "--resume").status == 0
+
+
 def test_a_model_appears_only_when_it_is_whole(
     calm: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +315,7 @@ def test_runs_that_are_really_killed(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if " of " in line]
-    assert len(rows) == 7, done.stdout
+    assert len(rows) == 9, done.stdout
 
 
 @pytest.mark.slow

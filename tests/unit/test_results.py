@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from calm_lightning.alone import alone_in
 from calm_lightning.contracts import CalmError
-from calm_lightning.results import alone_in, keep_result, save_beside, write_whole
+from calm_lightning.results import keep_result, save_beside, write_whole
 
 
 def model(weights: str, fails: bool = False) -> Callable[[Path], None]:
@@ -77,12 +78,12 @@ def test_a_file_that_cannot_be_written_whole_is_left_as_it_was(
 
 def test_two_comparisons_in_one_folder_are_refused_with_the_holder_named(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with alone_in(folder):
-        with pytest.raises(CalmError) as error, alone_in(folder):
+    with alone_in(folder, "calm compare", "--out"):
+        with pytest.raises(CalmError) as error, alone_in(folder, "calm compare", "--out"):
             pytest.fail("both were let in")
         assert f"process {os.getpid()} on " in str(error.value)
         assert "name another folder by --out" in str(error.value)
-    with alone_in(folder):
+    with alone_in(folder, "calm compare", "--out"):
         """The first one has ended."""
 
 
@@ -95,9 +96,12 @@ def test_a_comparison_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         (tmp_path / ".process").write_text(f"process {process.pid} on this machine")
-        with pytest.raises(CalmError, match=f"process {process.pid} on"), alone_in(tmp_path):
+        with (
+            pytest.raises(CalmError, match=f"process {process.pid} on"),
+            alone_in(tmp_path, "calm fit", "--run"),
+        ):
             pytest.fail("both were let in")
         process.kill()
         process.wait()
-        with alone_in(tmp_path):
+        with alone_in(tmp_path, "calm fit", "--run"):
             """The lock went with its process."""
