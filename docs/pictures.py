@@ -9,15 +9,17 @@ a few times. Nothing is fetched: the pages come from this machine.
 import argparse
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from tensorboard.program import TensorBoard, WerkzeugServer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -27,6 +29,12 @@ QUIET = (
 )  # fmt: skip
 PHONE = 390
 """Width of a phone, in pixels. Chromium's own windows are never so narrow, so a frame is."""
+AS_MEASURED = (
+    "<script>localStorage.setItem('_ignoreYOutliers', 'false');"
+    "location.replace('/#custom_scalars&_smoothingWeight=0')</script>"
+)
+"""Goes on to the custom scalars with every value in view and none smoothed. The one setting
+TensorBoard keeps in the browser, for its own address alone, so this must be a page of its own."""
 
 
 def main() -> None:
@@ -38,22 +46,23 @@ def main() -> None:
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         sys.exit(f"There is no browser to take pictures with: none of {', '.join(BROWSERS)}.")
-    given.out.mkdir(parents=True, exist_ok=True)
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch, "inspect.html")
         command = [sys.executable, "-m", "calm_lightning", "inspect", str(given.run)]
         subprocess.run([*command, "--out", str(page)], check=True)
-        take(browser, page.as_uri(), given.out / "inspect_desktop.png", 1200, 1650)
+        take(browser, page.as_uri(), out / "inspect_desktop.png", 1200, 1650)
         frame = Path(scratch, "frame.html")
         frame.write_text(
             f'<body style="margin:0"><iframe src="{page.as_uri()}" scrolling="no" '
             f'style="border:0;width:{PHONE}px;height:2400px"></iframe>'
         )
-        take(browser, frame.as_uri(), given.out / "inspect_phone.png", PHONE, 2400)
+        take(browser, frame.as_uri(), out / "inspect_phone.png", PHONE, 2400)
         with tensorboard(given.run) as address:
-            take(browser, f"{address}/#custom_scalars", given.out / "tensorboard.png", 1400, 1000)
+            take(browser, f"{address}/as_measured", out / "tensorboard.png", 1400, 1000)
             heat_maps = f"{address}/#images&tagFilter=text_0"
-            take(browser, heat_maps, given.out / "tensorboard_attention.png", 1100, 650, scale=2)
+            take(browser, heat_maps, out / "tensorboard_attention.png", 1100, 650, scale=2)
 
 
 def take(browser: str, address: str, file: Path, width: int, height: int, scale: int = 1) -> None:
@@ -82,23 +91,26 @@ def take(browser: str, address: str, file: Path, width: int, height: int, scale:
 @contextlib.contextmanager
 def tensorboard(run: Path) -> Iterator[str]:
     """TensorBoard over a run, while it is active; gives its address on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", run.resolve().name]
-    server = subprocess.Popen(
-        [*command, "--port", str(port), "--samples_per_plugin", "images=20"],
-        cwd=run.resolve().parent,  # its pages tell the folder as it was given
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
+    board = TensorBoard(server_class=_Server)
+    with contextlib.chdir(run.resolve().parent):  # its pages tell the folder as it was given
+        options = ["--logdir", run.resolve().name, "--samples_per_plugin", "images=20"]
+        board.configure(["tensorboard", *options, "--port", "0", "--load_fast", "false"])
+        address = board.launch().rstrip("/")
         _wait_for(f"{address}/data/plugin/images/tags")
         yield address
-    finally:
-        server.terminate()
-        server.wait()
+
+
+class _Server(WerkzeugServer):
+    """TensorBoard's own, with the page `as_measured` beside its pages."""
+
+    def __init__(self, application: Any, flags: Any) -> None:
+        def serve(environment: Any, start: Any) -> Any:
+            if environment["PATH_INFO"] != "/as_measured":
+                return application(environment, start)
+            start("200 OK", [("Content-Type", "text/html")])
+            return [AS_MEASURED.encode()]
+
+        super().__init__(serve, flags)
 
 
 def _wait_for(address: str, seconds: float = 120) -> None:
