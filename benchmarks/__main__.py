@@ -10,8 +10,9 @@ from benchmarks.jobs import AXES, JOBS, LENGTHS, Setting, pieces, sandbox
 from benchmarks.measuring import clock_of
 from benchmarks.pairs import PAIRS
 from benchmarks.profiling import print_profile
-from benchmarks.report import conditions, print_table, summary, write
+from benchmarks.report import METHOD, conditions, print_table, summary, write
 from benchmarks.sides import SIDES
+from calm_lightning.compare import commit
 
 
 def main() -> None:
@@ -40,13 +41,15 @@ def main() -> None:
         for side, work in pieces(said.job, setting):
             print_profile(side.name, side.everything(), work)
         return
+    measured = commit()  # now: somebody may go on working on the tree
     rows, notes = JOBS[said.job](setting)
     told = [summary(row, rows) for row in rows]
-    about = conditions(said.threads, name)
+    about = {"commit": measured, **conditions(said.threads, name)}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print_table(told)
     print("\n" + "\n".join(notes))
-    about |= {"pair": {"name": said.pair, **asdict(pair)}, "rounds": said.rounds, "notes": notes}
+    about |= {"pair": {"name": said.pair, **asdict(pair)}, "rounds": said.rounds}
+    about |= {"ratios": METHOD, "notes": notes}
     write(said.out, f"{said.job}_{said.pair}", told, about)
 
 

@@ -13,40 +13,53 @@ import transformers
 
 from benchmarks.jobs import Row
 from benchmarks.measuring import quartiles, ratios
+from benchmarks.sides import Composed
+
+METHOD = (
+    "Ratios: the value of a side divided by that of another within one round; of these the median "
+    "over all rounds (and the quartiles)."
+)
 
 
 def summary(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """Median and quartiles of a row, and of its ratio to the reference in the same rounds."""
+    """Median and quartiles of a row, and of its ratios to the reference and to this project."""
     told: dict[str, Any] = asdict(row)
     told["quartiles"] = quartiles(row.values)
-    for other in rows:
-        same = (other.quantity, other.at) == (row.quantity, row.at)
-        if same and other.side == row.reference:
-            told["ratio"] = quartiles(ratios(row.values, other.values))
+    place = row.quantity, row.at
+    beside = {each.side: each for each in rows if (each.quantity, each.at) == place}
+    told["ratios"] = {
+        name: quartiles(ratios(row.values, beside[name].values))
+        for name in dict.fromkeys((row.reference, Composed.name))
+        if name in beside
+    }
     if row.rate is not None:
         told["rate_per_s"] = row.rate[0] / told["quartiles"][1]
     return told
 
 
 def print_table(told: Sequence[dict[str, Any]]) -> None:
-    """One block for every quantity."""
+    """One block for every quantity, and how its ratios were taken."""
     quantity = None
     for row in told:
         if row["quantity"] != quantity:
             quantity = row["quantity"]
             where = "" if row["at"] is None else "at"
-            unit, ratio = UNITS[row["unit"]][1], f"ratio to {row['reference']}"
-            print(f"\n{quantity:28}{where:>6}{unit:>10}  (quartiles)       {ratio}  (quartiles)")
+            unit = UNITS[row["unit"]][1]
+            heads = (f"to {name} (quartiles)" for name in row["ratios"])
+            line = f"{quantity:28}{where:>6}{unit:>10}  (quartiles)"
+            print(f"\n{line:68}" + "".join(f"{head:30}" for head in heads).rstrip())
         scale = UNITS[row["unit"]][0]
         low, middle, high = (value * scale for value in row["quartiles"])
         at = "" if row["at"] is None else row["at"]
         line = f"  {row['side']:26}{at:>6}{middle:10,.1f}  ({low:,.1f} to {high:,.1f})"
-        if "ratio" in row:
-            low, middle, high = row["ratio"]
-            line = f"{line:66}{middle:8.3f}  ({low:.3f} to {high:.3f})"
+        line = f"{line:68}"
+        for low, middle, high in row["ratios"].values():
+            ratio = f"{middle:.3f}  ({low:.3f} to {high:.3f})"
+            line += f"{ratio:30}"
         if row["rate"] is not None:
-            line += f"   {row['rate_per_s']:,.1f} {row['rate'][1]}"
-        print(line)
+            line += f"{row['rate_per_s']:,.1f} {row['rate'][1]}"
+        print(line.rstrip())
+    print(METHOD)
 
 
 def conditions(threads: int, clock: str) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing_extensions import override
 
 import calm_lightning as calm
 from benchmarks.pairs import Pair
+from calm_lightning.collate import IGNORED
 from calm_lightning.composed import ComposedModel
+from calm_lightning.composed.head import mean_loss
 
 
 class Side(ABC):
@@ -106,11 +108,15 @@ class Floor(Alone):
     """The cheapest frozen composition: both models run, and one linear map is trained.
 
     It adds to the output of the first connected anchor layer, so that the gradient goes as far
-    down as in any composition with this wiring. There is no attention to pay for.
+    down as in any composition with this wiring. There is no attention to pay for, and no logits
+    either: its loss is ours, the cheapest that there is.
     """
 
     name = "floor"
-    note = "floor: both models run, one linear map is trained at the first connected anchor layer."
+    note = (
+        "floor: both models run, one linear map is trained at the first connected anchor layer; "
+        "its loss is taken without logits, as ours is."
+    )
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
@@ -120,6 +126,14 @@ class Floor(Alone):
         self.caches: list[DynamicCache | None] = [None] * pair.models
         self.anchor.decoder.register_forward_pre_hook(self._read, with_kwargs=True)
         self.anchor.layers[pair.wiring[0][1]].register_forward_hook(self._add)
+
+    @override
+    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        read = self.anchor.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        targets = labels[:, 1:]
+        asked = targets != IGNORED
+        head: Any = self.anchor.model.get_output_embeddings()
+        return mean_loss(read.last_hidden_state[:, :-1][asked], head, targets[asked])
 
     @override
     def everything(self) -> nn.Module:

@@ -206,8 +206,9 @@ class TextAlignment:
         Args:
             ids: One row, without padding.
             prompt_length: How many of them are the prompt, where the augmenting model reads the
-                prompt only. Null if nobody knows: it then reads everything, if its tokenizer can
-                read a growing text, or nothing.
+                prompt only; more than there are if the prompt goes on, and nothing is read yet.
+                Null if nobody knows: it then reads everything, if its tokenizer can read a growing
+                text, or nothing.
 
         Raises:
             CalmError: If the augmenting model's context does not hold the text.
@@ -257,7 +258,7 @@ class TextAlignment:
         return Reading([*first, *tokens][:visible], counts, positions[:visible])
 
     def _read_prompt(self, ids: Sequence[int], prompt_length: int) -> Reading:
-        if not prompt_length:
+        if not 0 < prompt_length <= len(ids):  # its end, where it is shown, is not there
             return Reading([], [0] * len(ids), [])
         text, ends = self.text_of(ids[:prompt_length])
         read = self._reader(text, return_offsets_mapping=self._reader.is_fast)

@@ -233,6 +233,12 @@ class Backbone:
         return None if limit is None or limit <= 0 else int(limit)
 
     @property
+    def has_window(self) -> bool:
+        """Whether some of its layers read the newest tokens only."""
+        names = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
+        return any(getattr(self.config, name, None) for name in names)
+
+    @property
     def decoder(self) -> nn.Module:
         """The stack of layers without the vocabulary head."""
         return self.model.get_decoder()

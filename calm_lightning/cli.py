@@ -169,6 +169,12 @@ def _generate(arguments: Sequence[str]) -> None:
     add("--chat", action="store_true", help="prompts are messages, by the anchor's chat template")
     add("--anchor-only", action="store_true", help="the anchor's answers, without the composition")
     add("--compare", action="store_true", help="both models' answers, side by side")
+    add(
+        "--draft",
+        type=int,
+        metavar="N",
+        help="augmenting model, counted from 0, that proposes tokens: same answers, fewer passes",
+    )
     _add_model(parser)
     generate(**vars(parser.parse_args(arguments)))
 

@@ -3,7 +3,7 @@
 transformers goes on with all rows until the last of them has ended: one answer that never ends
 makes every other one as dear as itself. Here answers are written in pieces, and after each the
 rows that have ended are taken out, of the caches as well. No row reads another one, so what is said
-stays the same.
+stays the same; where one does, as while states are shuffled across rows, all of them stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, StoppingCriteriaList
+from transformers import Cache, StoppingCriteriaList
 
+from calm_lightning.generation_settings import asked, settings_of
 from calm_lightning.stopping import StopAtText
 
 if TYPE_CHECKING:
@@ -41,21 +42,20 @@ def can_leave(model: "TextModel", options: Mapping[str, Any]) -> bool:
     """
     if options.get("max_new_tokens") is None or options["max_new_tokens"] <= PIECE:
         return False
-    if any(options.get(name, usual) != usual for name, usual in _USUAL.items()):
+    if model.mixes_rows:
+        return False
+    if any(asked(model, options, name) not in (None, usual) for name, usual in _USUAL.items()):
         return False
     if getattr(model, "augmenting_sees", "full") != "full":
         return False  # which prompt was read is remembered, and a piece is no prompt
     if options.keys() - _UNDERSTOOD - _USUAL.keys():
-        return False
-    settings = _settings(model)
-    if settings.do_sample and "do_sample" not in options:
         return False
     from torch.distributed.tensor import DTensor  # slow to import
 
     # Processes that share out weights compute together, so none may be finished before another.
     weights = model.anchor_backbone.model.parameters()
     shared_out = any(isinstance(weight, DTensor) for weight in weights)
-    return not (shared_out or settings.to_diff_dict().keys() - _HARMLESS)
+    return not (shared_out or settings_of(model).to_diff_dict().keys() - _HARMLESS)
 
 
 @torch.no_grad()
@@ -108,11 +108,6 @@ def answers_of(
             ids, mask, rows = ids[going], mask[going], rows[going.cpu()]
 
 
-def _settings(model: "TextModel") -> GenerationConfig:
-    own: GenerationConfig | None = getattr(model, "generation_config", None)
-    return model.anchor_backbone.model.generation_config if own is None else own
-
-
 def _end_tokens(model: "TextModel") -> list[int]:
-    end = _settings(model).eos_token_id
+    end = settings_of(model).eos_token_id
     return [] if end is None else [end] if isinstance(end, int) else list(end)

@@ -15,6 +15,7 @@ from rich.text import Text
 from calm_lightning.backbone import BackboneSource, DType
 from calm_lightning.checkpoint import holds_composition, load
 from calm_lightning.contracts import CalmError, LanguageModel
+from calm_lightning.drafting import drafted_by
 from calm_lightning.hub import local_folder
 from calm_lightning.language_model import PlainModel, TextModel
 
@@ -90,13 +91,13 @@ def generate(
     }
     if sample:
         options["temperature"] = temperature
+    if draft is not None and chat:
+        raise CalmError("--draft proposes tokens for plain prompts: leave out --chat.")
+    opened = open_model(model, anchor, augmenting, dtype, device)
     if draft is not None:
-        if chat:
-            raise CalmError("--draft proposes tokens for plain prompts: leave out --chat.")
+        drafted_by(draft, opened, options)  # says at once if it cannot be done
         options["draft"] = draft
-    asker = Asker(
-        open_model(model, anchor, augmenting, dtype, device), options, seed, chat, anchor_only
-    )
+    asker = Asker(opened, options, seed, chat, anchor_only)
     if chat:
         asker.model.encode_chat([_user("?")])  # says at once if there is no chat template
     if interactive:

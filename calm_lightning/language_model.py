@@ -47,6 +47,11 @@ class TextModel(LanguageModel):
         """Every backbone that reads the anchor's tokens, so that they must fit its context."""
         return (self.anchor_backbone,)
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether what a row is told depends on the rows beside it, so that none may leave."""
+        return False
+
     def own_state(self) -> dict[str, Tensor]:
         """What the composition adds to its backbones, by name: what is saved and loaded."""
         return dict(self.trainable_parameters())
@@ -148,8 +153,7 @@ class TextModel(LanguageModel):
         """
         if draft is None:
             return self._continue(self.encode(prompts), stop, **generation_kwargs)
-        beams = generation_kwargs.get("num_beams", 1)
-        options = drafted_by(draft, self.anchor_backbone, self.frozen_backbones[1:], beams)
+        options = drafted_by(draft, self, generation_kwargs)
         alone = (self.encode([prompt]) for prompt in prompts)
         answers = (self._continue(row, stop, **generation_kwargs, **options) for row in alone)
         return [text for (text,) in answers]

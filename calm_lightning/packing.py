@@ -70,14 +70,17 @@ def check_keeps_apart(backbone: Backbone) -> None:
     if not backbone.accepts("position_ids"):
         raise CalmError(_cannot(backbone, "it takes no positions"))
     device = backbone.model.get_input_embeddings().weight.device
-    ids = torch.arange(1, 8, device=device)[None] % backbone.config.vocab_size
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=device)
+    # Two rows: kernels for packed rows may take several of them for rows of one text each.
+    ids = torch.arange(1, 15, device=device).view(2, 7) % backbone.config.vocab_size
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]] * 2, device=device)
     with torch.no_grad(), _exactly():
         together = backbone.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         alone = [backbone.model(input_ids=i, use_cache=False).logits for i in ids.split([3, 4], 1)]
     change = (together - torch.cat(alone, dim=1)).abs().max() / together.abs().max()
     if not bool(change <= max(1e-5, 4 * torch.finfo(together.dtype).eps)):
-        raise CalmError(_cannot(backbone, "its answer to a text depends on the one before it"))
+        attention = getattr(backbone.config, "_attn_implementation", None)
+        why = f"its answer to a text depends on the one before it (attention: {attention})"
+        raise CalmError(_cannot(backbone, why))
 
 
 @contextmanager
@@ -94,6 +97,6 @@ def _exactly() -> Iterator[None]:
 def _cannot(backbone: Backbone, why: str) -> str:
     return (
         f"model.pack: {backbone.name!r} ({type(backbone.model).__name__}) does not keep examples "
-        f"in one row apart: {why}. Leave model.pack out; examples of like length are trained "
-        "together anyway (data.group_by_length)."
+        f"in one row apart: {why}. Leave model.pack out, or try attention: sdpa; examples of "
+        "like length are trained together anyway (data.group_by_length)."
     )

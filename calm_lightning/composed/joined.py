@@ -9,15 +9,21 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from typing_extensions import override
 
 from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
 from calm_lightning.contracts import CalmError, Composition
+from calm_lightning.generation_settings import asked
 from calm_lightning.language_model import TextModel
 
 Disturbance = Literal["zero", "shuffle"]
+
+OTHER_CACHE = (
+    "Static, offloaded and quantized caches are not supported: several models remember together, "
+    "in a cache of their own. Leave out cache_implementation."
+)
 
 
 class JoinedModel(PreTrainedModel, GenerationMixin, TextModel):
@@ -101,6 +107,13 @@ class JoinedModel(PreTrainedModel, GenerationMixin, TextModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.anchor.get_output_embeddings()
 
+    @override
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. See `transformers.GenerationMixin.generate`."""
+        if asked(self, kwargs, "cache_implementation") not in (None, "dynamic"):
+            raise CalmError(OTHER_CACHE)
+        return GenerationMixin.generate(self, *args, **kwargs)
+
     # ------------------------------------------------------------------ switches
 
     @contextmanager
@@ -135,6 +148,11 @@ class JoinedModel(PreTrainedModel, GenerationMixin, TextModel):
         finally:
             self._disturbance = before
 
+    @property
+    @override
+    def mixes_rows(self) -> bool:
+        return "shuffle" in self._disturbance.values()
+
     def _check_numbers(self, augmenting: Iterable[int]) -> None:
         if strange := sorted(set(augmenting) - set(range(len(self.augmenting)))):
             raise CalmError(
@@ -166,6 +184,16 @@ class JoinedModel(PreTrainedModel, GenerationMixin, TextModel):
 
         write = partial(save, self, self.saved_composition())
         save_pretrained(self, write, save_directory, full, **kwargs)
+
+
+def refuse_other_caches(empty: Cache | None) -> None:
+    """Refuse an empty cache that is more than an empty one, for ours is taken in its place.
+
+    Raises:
+        CalmError: If it is not the default one.
+    """
+    if empty is not None and (type(empty) is not DynamicCache or empty.offloading):
+        raise CalmError(OTHER_CACHE)
 
 
 def spoilt(given: Tensor, how: Disturbance | None) -> Tensor:

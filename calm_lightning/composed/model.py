@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin
+from transformers import AutoModelForCausalLM, Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
@@ -38,7 +38,7 @@ from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
 from calm_lightning.composed.growing import with_another, without_one
 from calm_lightning.composed.head import can_be_chunked, mean_loss
-from calm_lightning.composed.joined import JoinedModel, spoilt
+from calm_lightning.composed.joined import OTHER_CACHE, JoinedModel, refuse_other_caches, spoilt
 from calm_lightning.composed.kept import Kept
 from calm_lightning.composed.reading import AugmentingReader, Excerpt, Offer, Page
 from calm_lightning.composed.recomputing import recomputed
@@ -191,7 +191,7 @@ class ComposedModel(JoinedModel):
         if input_ids is None:
             raise CalmError("The composed model needs input_ids: both models embed for themselves.")
         if attention_mask is not None and attention_mask.dim() != 2:
-            raise CalmError("Static caches are not supported; leave out cache_implementation.")
+            raise CalmError(OTHER_CACHE)
         batch, new = input_ids.shape
         cache = self._cache(past_key_values, use_cache)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -323,8 +323,7 @@ class ComposedModel(JoinedModel):
                 f"{type(given).__name__}: the augmenting models' memories are missing. Use the "
                 "cache that the composed model returned, or `new_cache()`."
             )
-        if given is not None and type(given).__name__ == "StaticCache":
-            raise CalmError("Static caches are not supported; leave out cache_implementation.")
+        refuse_other_caches(given)
         cache = self.new_cache()
         if given is not None:
             cache.adopt(given)
@@ -370,7 +369,7 @@ class ComposedModel(JoinedModel):
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         before, self._prompt_length = self._prompt_length, None if ids is None else ids.shape[1]
         try:
-            return GenerationMixin.generate(self, *args, **kwargs)
+            return super().generate(*args, **kwargs)
         finally:
             self._prompt_length = before
 
@@ -596,7 +595,8 @@ def _prompt_lengths(prompt_mask: Tensor, attention_mask: Tensor | None) -> list[
     """How many tokens of each row are the prompt, padding not counted."""
     prompt = prompt_mask.bool()
     if attention_mask is not None:
-        width = min(prompt.shape[1], attention_mask.shape[1])
-        prompt = prompt[:, :width] & attention_mask[:, :width].bool()
+        missing = prompt.shape[1] - attention_mask.shape[1]  # what has not been read yet
+        here = nn.functional.pad(attention_mask.bool(), (0, max(0, missing)), value=True)
+        prompt = prompt & here[:, : prompt.shape[1]]
     lengths: list[int] = prompt.sum(-1).tolist()
     return lengths

@@ -259,9 +259,7 @@ def tells_gaps(backbone: Backbone) -> bool:
 
     Models that are not told positions count columns; a sliding window counts them always.
     """
-    windows = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
-    windowed = any(getattr(backbone.config, name, None) for name in windows)
-    return backbone.accepts("position_ids") and not windowed
+    return backbone.accepts("position_ids") and not backbone.has_window
 
 
 def trunk(backbone: Backbone, num_layers: int) -> Callable[..., Any]:

@@ -145,7 +145,8 @@ class Task(L.LightningDataModule, ABC):
         seed: Seed of the data and of its order.
         num_workers: Processes that prepare training batches.
         group_by_length: Fill batches with examples of like length, so that little is padded: a few
-            training batches at a time, an evaluation set as a whole, the longest first.
+            training batches at a time, an evaluation set as a whole, the longest first; several
+            samples of one prompt then lie side by side, and it is read once for all in a batch.
 
     Raises:
         CalmError: If one of these is out of range.
@@ -268,13 +269,19 @@ class Task(L.LightningDataModule, ABC):
         if self.group_by_length:
             batches = sort if type(sort) is int else int(sort * math.ceil(len(share) / size))
             first, rest = share[: batches * size], share[batches * size :]
-            share = [*sorted(first, key=lambda question: -_length(question[1])), *rest]
+            share = [*sorted(first, key=_place), *rest]
         # Named, because Lightning builds loaders again by name.
         return DataLoader(share, batch_size=size, collate_fn=list)  # type: ignore[arg-type]
 
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _place(question: Question) -> tuple[int, str]:
+    """Where to ask it: the longest first, and the same prompt again directly after."""
+    _, example = question
+    return -_length(example), example.prompt
 
 
 def _length(example: Example) -> int:

@@ -31,7 +31,9 @@ class CacheFolder:
         """Whether so many bytes more may be written to a shard of this process.
 
         Which rows are kept must not depend on the pace of the threads that write, so what is
-        promised counts as written.
+        promised counts as written. What other processes have promised is not known before it is
+        written, so each of them may exceed the bound by as much as it has waiting (see
+        `StateStore.put`).
         """
         self.tell()
         if self._stopped:

@@ -2,7 +2,8 @@
 
 States are kept without padding, under a hash of the token ids alone: a frozen decoder makes of a
 text what it makes of it, whoever stands beside it in the batch and wherever padding lies. Only
-rounding differs, as it does between any two batches.
+rounding differs, as it does between any two batches. Models of which that is not true, because
+they scale positions by the longest text of a batch, are refused.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -26,7 +28,10 @@ Read = Callable[[Tensor, Tensor, Tensor], dict[int, Tensor]]
 """From ids, mask and positions, all [batch, seq], to the states of each layer."""
 
 _NAMES_ONLY = ("_name_or_path", "transformers_version", "architectures")
-"""Entries of a config that decide nothing."""
+"""Entries of a config that decide nothing (the version is that of whoever wrote the config)."""
+
+_BY_THE_LONGEST_TEXT = {"dynamic", "longrope"}
+"""Types of rotary positions that transformers computes anew for the longest text of a batch."""
 
 
 class KeptStates:
@@ -40,7 +45,7 @@ class KeptStates:
         precision: In which the model computes, beside its own type.
 
     Raises:
-        CalmError: If the folder cannot be used.
+        CalmError: If the folder cannot be used, or a text has other states beside other texts.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class KeptStates:
         cache: CacheFolder,
         precision: str = "",
     ) -> None:
+        _check_alone_in_a_batch(backbone)
         self.backbone = backbone
         self.layers = sorted(layers)
         self._read = read
@@ -108,12 +114,33 @@ def _key(text: Int[Tensor, " tokens"]) -> bytes:
     return hashlib.blake2b(text.numpy().astype("<i8").tobytes(), digest_size=KEY_BYTES).digest()
 
 
+def _check_alone_in_a_batch(backbone: Backbone) -> None:
+    """Refuse a model that makes something else of a text beside a longer one."""
+    said = getattr(backbone.config, "rope_parameters", None) or {}
+    # Either of all layers, or by the kind of layer
+    each = [part for part in (said, *said.values()) if isinstance(part, dict)]
+    found = sorted(_BY_THE_LONGEST_TEXT & {part.get("rope_type") for part in each})
+    if found:
+        raise CalmError(
+            f"cache_states: states of {backbone.name!r} cannot be kept. It scales positions by the "
+            f"longest text of a batch (rope_type={found[0]!r}), so a text has other states beside "
+            "other texts. Leave model.cache_states out, or take another model; if this is the "
+            "anchor, cache_states.anchor=false is enough."
+        )
+
+
 def _about(backbone: Backbone) -> dict[str, Any]:
-    """All that decides what a model makes of a text."""
+    """All that decides what a model makes of a text.
+
+    The model's own code, which is that of transformers, is among it. torch is not: its operators
+    mean the same in every version and on every device, and rounding, which is all that differs,
+    differs between two batches as well.
+    """
     config = {k: v for k, v in backbone.config.to_dict().items() if k not in _NAMES_ONLY}
     said = json.dumps(config, sort_keys=True, default=str)
     return {
         "model": type(backbone.model).__name__,
         "fingerprint": backbone.fingerprint(exact=True),
         "config": hashlib.sha256(said.encode()).hexdigest(),
+        "transformers": transformers.__version__,
     }

@@ -122,7 +122,7 @@ class StateStore:
             self._writing.popleft().result()
         try:
             if self._written > self._synced:
-                with self._own.open("ab") as stream:
+                with self._own.open("r+b") as stream:
                     os.fsync(stream.fileno())
         except OSError as error:
             self.cache.stop(error)
@@ -171,11 +171,15 @@ class StateStore:
         texts = [(key, states.shape[1], _bytes_of(states)) for key, states in rows.items()]
         try:
             if not self.cache.stopped:
-                with self._own.open("ab", buffering=0) as stream:
+                # A shard that was begun and is gone is not begun again: places lie in the old one.
+                with self._own.open("r+b" if self._written else "wb", buffering=0) as stream:
+                    stream.seek(self._written)
                     for part in frame(self._whose, texts):
                         _write_all(stream, part)
                 found = read_places(self._own, self._whose, self._token_bytes, self._written)
-                self._written, places = next(found)
+                if (whole := next(found, None)) is None:
+                    raise OSError(f"{self._own.name} does not hold what was written to it")
+                self._written, places = whole
                 self._places |= places
         except OSError as error:
             self.cache.stop(error)

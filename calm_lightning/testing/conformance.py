@@ -28,6 +28,7 @@ from calm_lightning.testing.generating import (
     check_cache,
     check_conversation,
     check_loss,
+    check_speed_paths,
     check_text,
 )
 from calm_lightning.testing.reading import (
@@ -62,6 +63,7 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     check_conversation,
     check_loss,
     check_text,
+    check_speed_paths,
     check_frozen,
     check_gradient,
     check_no_leak_in_training,

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from calm_lightning import finished_rows
 from calm_lightning.collate import IGNORED
 from calm_lightning.contracts import CalmError
+from calm_lightning.language_model import TextModel
 from calm_lightning.testing.case import (
     ROUNDING,
     Case,
@@ -134,6 +137,42 @@ def check_text(case: Case) -> None:
         f"loglikelihood sums to {total:.4f}, the loss of the batch times its {count} target "
         f"tokens to {-float(loss) * count:.4f}."
     )
+
+
+def check_speed_paths(case: Case) -> None:
+    """Repeated prompts, answers that end early and drafts get the answers of each prompt alone."""
+    model = case.model
+    prompts = ["abcabc", "de", "hello42"]
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    # So few tokens are written at once, one prompt at a time, and no prompt is there twice.
+    alone = {prompt: model.generate_text([prompt], **options)[0] for prompt in prompts}
+    asked = [prompts[0], *prompts]
+    stop = _ends_some(list(alone.values()))
+    with patch.object(finished_rows, "PIECE", 2):  # rows may leave after every second token
+        found = model.generate_text(asked, stop=stop, **options)
+    expected = [alone[prompt] for prompt in asked]
+    expected = [text.split(stop[0])[0] if stop else text for text in expected]
+    assert found == expected, (
+        f"With one prompt repeated, and stop={stop}: expected {expected}, got {found}. Which "
+        "memory does not follow when rows of the cache are repeated, or taken out?"
+    )
+    if not (isinstance(model, TextModel) and model.frozen_backbones[1:]):
+        return
+    try:
+        drafted = model.generate_text(prompts[:1], draft=0, **options)
+    except CalmError:
+        return  # whoever cannot propose tokens is refused
+    assert drafted == [alone[prompts[0]]], (
+        f"With draft=0 the answer is {drafted[0]!r}, without {alone[prompts[0]]!r}. Which memory "
+        "does not follow when the cache is cropped?"
+    )
+
+
+def _ends_some(texts: list[str]) -> list[str]:
+    """A character that stands early in some texts and nowhere in others; none if there is none."""
+    early = sorted({character for text in texts for character in text[: NEW_TOKENS // 2]})
+    some = [mark for mark in early if not all(mark in text for text in texts)]
+    return some[:1]
 
 
 def check_anchor_only(case: Case) -> None:

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 import calm_lightning.checkpoint
 import calm_lightning.composed.model
+import calm_lightning.language_model
 from calm_lightning.alignment import visible_tokens
 from calm_lightning.composed import ComposedCache, ComposedModel
 from calm_lightning.composed.cache import BridgeMemory
+from calm_lightning.finished_rows import answers_of
+from calm_lightning.shared_prompts import read_once
 from calm_lightning.testing import PROMISES, Case, broken_promises
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.cross_attention.composition import CrossAttentionBridge
@@ -132,6 +135,33 @@ class RemembersTheLastBatch(Faulty):
             return super().remember(augmenting_states + self.mean, positions)
 
 
+def gives_samples_of_one_prompt_the_states_of_another(patch: Patch) -> CrossAttention:
+    def once(*args: Any) -> dict[str, Any]:
+        read = read_once(*args)
+        if read:
+            cache = read["past_key_values"]
+            cache.batch_select_indices(torch.arange(cache.layers[0].keys.shape[0]).flip(0))
+        return read
+
+    patch.setattr(calm_lightning.language_model, "read_once", once)
+    return CrossAttention()
+
+
+def lets_the_wrong_rows_leave(patch: Patch) -> CrossAttention:
+    def leave(*args: Any) -> list[list[int]]:
+        with pytest.MonkeyPatch.context() as within:
+            select = ComposedCache.batch_select_indices
+            within.setattr(
+                ComposedCache,
+                "batch_select_indices",
+                lambda cache, rows: select(cache, rows.flip(0)),
+            )
+            return answers_of(*args)
+
+    patch.setattr(calm_lightning.language_model, "answers_of", leave)
+    return CrossAttention()
+
+
 class ForgetsTheConversation(Faulty):
     class model(ComposedModel):
         def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -196,21 +226,40 @@ Plant = Callable[[Patch], CrossAttention] | type[CrossAttention]
 
 FAULTS: dict[Plant, set[str]] = {
     # Generation cannot see a token that does not exist yet, so it differs from everything that
-    # reads whole texts: training, and generation without a cache. In a packed row everything is
-    # also the examples beside it.
-    sees_everything: {"causal", "no_leak_in_training", "cache", "conversation", "loss", "packing"},
-    sees_the_next_token: {"causal", "no_leak_in_training", "cache", "conversation", "loss"},
+    # reads whole texts: training, and generation without a cache. So does a prompt that is read in
+    # two parts, for several samples. In a packed row everything is also the examples beside it.
+    sees_everything: {
+        "causal",
+        "no_leak_in_training",
+        "cache",
+        "conversation",
+        "loss",
+        "speed_paths",
+        "packing",
+    },
+    sees_the_next_token: {
+        "causal",
+        "no_leak_in_training",
+        "cache",
+        "conversation",
+        "loss",
+        "speed_paths",
+    },
     # A batch of texts of different lengths is padded.
-    sees_padding: {"padding", "text"},
+    sees_padding: {"padding", "text", "speed_paths"},
     sees_the_example_before: {"packing"},
     SeesLessInTraining: {"loss"},
     # Padded rows, packed ones, beams and texts in a batch all share their batch with others.
-    MixesRows: {"batch", "padding", "text", "loss", "packing"},
-    forgets_to_reorder: {"cache"},
+    MixesRows: {"batch", "padding", "text", "loss", "speed_paths", "packing"},
+    # Rows that leave are selected as beams are.
+    forgets_to_reorder: {"cache", "speed_paths"},
     forgets_to_reorder_the_augmenting_model: {"cache"},
     forgets_to_crop: {"cache"},
+    gives_samples_of_one_prompt_the_states_of_another: {"speed_paths"},
+    lets_the_wrong_rows_leave: {"speed_paths"},
     RemembersTheLastBatch: {"no_state"},
-    ForgetsTheConversation: {"conversation"},
+    # A prompt that several samples share is in the cache already, as a conversation is.
+    ForgetsTheConversation: {"conversation", "speed_paths"},
     StartsOffZero: {"starts_as_anchor"},
     # What is trainable is disturbed, so the anchor is no longer itself, nor recognised; only the
     # bridges are saved.

@@ -117,12 +117,17 @@ BY_LETTERS, BY_COLUMNS = CASES[0], CASES[2]
 
 FAULTS: dict[Callable[[Patch], None], tuple[Case, set[str]]] = {
     # Only whole texts have a token to be seen early; generation, and training, then differ.
-    sees_a_token_early: (BY_COLUMNS, {"causal", "cache", "conversation", "loss", "text"}),
-    sees_unfinished_words: (BY_COLUMNS, {"cache"}),
+    # A prompt of which there are several samples is read in two parts.
+    sees_a_token_early: (
+        BY_COLUMNS,
+        {"causal", "cache", "conversation", "loss", "text", "speed_paths"},
+    ),
+    sees_unfinished_words: (BY_COLUMNS, {"cache", "speed_paths"}),
     takes_the_beginning_of_a_token_for_its_end: (BY_COLUMNS, {"cache"}),
     # A batch of texts of different lengths is padded; packed, it is not.
-    sees_padding: (BY_LETTERS, {"padding", "text", "loss", "packing"}),
-    forgets_to_reorder_what_was_read: (BY_LETTERS, {"cache"}),
+    sees_padding: (BY_LETTERS, {"padding", "text", "loss", "speed_paths", "packing"}),
+    # Rows that leave are selected as beams are.
+    forgets_to_reorder_what_was_read: (BY_LETTERS, {"cache", "speed_paths"}),
     forgets_to_repeat_what_was_read: (BY_LETTERS, {"cache"}),
     keeps_what_was_taken_back: (BY_LETTERS, {"cache"}),
     # Gaps come where rows grow by different numbers of tokens.

@@ -9,16 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from calm_lightning.compare import commit
 
 ROOT = Path(__file__).parents[2]
 Bench = Callable[..., dict[str, Any]]
+Part = Callable[[str], Any]
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
-    """`python -m benchmarks` in this process, and the JSON that it writes."""
+def part(monkeypatch: pytest.MonkeyPatch) -> Part:
+    """A module of the benchmarks, by name."""
     monkeypatch.syspath_prepend(str(ROOT))
-    command = importlib.import_module("benchmarks.__main__")
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def bench(part: Part, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    """`python -m benchmarks` in this process, and the JSON that it writes."""
+    command = part("__main__")
 
     def run(job: str, *options: str) -> dict[str, Any]:
         size = ("--pair=tiny", "--rounds=2", "--warm-up=0", f"--out={tmp_path}")
@@ -38,7 +48,51 @@ def test_sides_train_in_the_same_rounds_and_are_told_as_ratios(bench: Bench) -> 
     rows = {row["side"]: row for row in told["rows"]}
     assert len(rows) == 5
     assert all(len(row["values"]) == 2 and row["quartiles"][1] > 0 for row in rows.values())
-    assert rows["floor"]["ratio"] == [1.0, 1.0, 1.0]
+    assert all(set(row["ratios"]) == {"floor", "calm-lightning"} for row in told["rows"])
+    assert rows["floor"]["ratios"]["floor"] == [1.0, 1.0, 1.0]
+    assert told["commit"] == commit()
+
+
+def test_every_ratio_is_the_median_of_those_within_one_round(
+    part: Part, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporting, row = part("report"), part("jobs").Row
+    seconds = {"calm-lightning": [1, 2, 3], "floor": [1, 1, 3], "other": [2, 8, 3]}
+    rows = [row(side, "step", "s", list(map(float, s)), "floor") for side, s in seconds.items()]
+    told = [reporting.summary(each, rows) for each in rows]
+    assert told[2]["ratios"] == {"floor": (1.5, 2.0, 5.0), "calm-lightning": (1.5, 2.0, 3.0)}
+    # Of the medians it would be 3 / 1 and 3 / 2.
+    reporting.print_table(told)
+    head, *lines, method = capsys.readouterr().out.strip().splitlines()
+    assert "to floor" in head
+    assert "to calm-lightning" in head
+    shown = " ".join(lines[2].split())
+    assert shown.endswith("2.000 (1.500 to 5.000) 2.000 (1.500 to 3.000)")
+    assert all(line.count("(") == 3 for line in lines)
+    assert method == reporting.METHOD
+    assert "within one round" in method
+
+
+def test_the_floor_pays_for_no_logits_and_has_the_loss_of_its_model(part: Part) -> None:
+    sides, pair = part("sides"), part("pairs").PAIRS["tiny"]
+    floor = sides.Floor(pair)
+    ids = pair.tokens(2, 16)
+    mask, labels = torch.ones_like(ids), ids.clone()
+    mask[0, :5] = 0
+    labels[0, :9] = -100
+    asked: list[Any] = []
+    floor.model.get_output_embeddings().register_forward_hook(lambda *given: asked.append(given))
+    found = []
+    for loss in (floor.loss, super(sides.Floor, floor).loss):
+        floor.map.zero_grad()
+        value = loss(ids, mask, labels)
+        value.backward()
+        assert floor.map.weight.grad is not None
+        found += [(value.detach(), floor.map.weight.grad.clone(), len(asked))]
+    (ours, gradient, none), (whole, wanted, once) = found
+    torch.testing.assert_close(ours, whole)
+    torch.testing.assert_close(gradient, wanted)
+    assert (none, once) == (0, 1)
 
 
 def test_generation_is_timed_as_a_whole_and_by_the_token(bench: Bench) -> None:

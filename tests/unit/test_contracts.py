@@ -185,6 +185,28 @@ def test_questions_of_like_length_are_asked_together_the_longest_first(
     assert [[number for number, _ in batch] for batch in loader] == numbers
 
 
+class Sampled(Small):
+    """Four samples each of three questions of one length, all questions once and then again."""
+
+    def evaluation_sets(self) -> Sequence[EvaluationSet]:
+        return [EvaluationSet("all", [Example(text, "") for text in "bca"] * 4, None)]
+
+
+def test_equal_prompts_lie_side_by_side_and_a_limit_asks_other_questions_first() -> None:
+    def asked(limit: float) -> list[str]:
+        task = of_process(Sampled(evaluation_batch_size=6), 0, 1)
+        task.trainer.limit_test_batches = limit  # type: ignore[union-attr]
+        (loader,) = task.test_dataloader()
+        return ["".join(example.prompt for _, example in batch) for batch in loader]
+
+    assert asked(1.0) == ["aaaabb", "bbcccc"]
+    assert asked(0.5) == ["aabbcc", "bcabca"]
+    (loader,) = Sampled(validation_examples=3).val_dataloader()
+    assert [number for batch in loader for number, _ in batch] == [2, 0, 1]
+    (loader,) = Sampled().predict_dataloader()
+    assert [number for batch in loader for number, _ in batch] == list(range(12))
+
+
 def test_predictions_come_in_the_order_of_the_examples() -> None:
     (loader,) = Uneven(evaluation_batch_size=2).predict_dataloader()
     assert [number for batch in loader for number, _ in batch] == list(range(7))

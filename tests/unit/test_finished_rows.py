@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from calm_lightning.composed import ComposedModel
 from calm_lightning.finished_rows import PIECE, can_leave
 from calm_lightning.language_model import PlainModel, TextModel
 from calm_lightning.testing import tiny_backbone, tiny_tokenizer
@@ -18,7 +19,9 @@ GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
 
 
 def composed(*tokenizers: str, **settings: Any) -> TextModel:
-    model = Case(CrossAttention(**settings), tokenizers=tokenizers).build()
+    # Below the last layer too, so that the anchor remembers what was added.
+    composition = CrossAttention(connections=[(1, 0), (3, 1), (2, 2)], **settings)
+    model = Case(composition, tokenizers=tokenizers).build()
     assert isinstance(model, TextModel)
     return model
 
@@ -97,6 +100,33 @@ def test_settings_of_the_model_count_as_well(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(model.generation_config, "min_new_tokens", 3)  # type: ignore[attr-defined]
     assert not can_leave(model, GREEDY)
     assert not can_leave(composed("byte_bpe", "byte_bpe", augmenting_sees="prompt"), GREEDY)
+
+
+@pytest.mark.parametrize("setting", [{"use_cache": False}, {"num_beams": 2}], ids=str)
+def test_what_a_model_is_set_to_is_not_overlooked(
+    setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MODELS["one tokenizer"]()
+    for name, value in setting.items():
+        monkeypatch.setattr(model.generation_config, name, value)  # type: ignore[attr-defined]
+    assert not can_leave(model, GREEDY)
+
+
+def test_nobody_leaves_rows_that_read_one_another() -> None:
+    model = MODELS["one tokenizer"]()
+    assert isinstance(model, ComposedModel)
+    batch = model.encode(PROMPTS)
+    with model.disturbed("shuffle"):
+        ids = model.generate(**batch, **GREEDY, pad_token_id=model.pad_id)
+        said = model.anchor_backbone.require_tokenizer().batch_decode(
+            ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        mark = ending_apart(model)
+        answers, rows = steps(model, stop=[mark])
+        assert answers == [text.split(mark)[0] for text in said]
+        assert set(rows) == {len(PROMPTS)}
+    with model.disturbed("zero"):
+        assert can_leave(model, GREEDY)  # nothing of another row is read
 
 
 def test_draws_are_left_as_they_are() -> None:

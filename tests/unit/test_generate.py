@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import calm_lightning as calm
+from calm_lightning import cli
 from calm_lightning import generate as module
 from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import CalmError
@@ -69,6 +70,29 @@ def test_the_anchor_alone_answers_alone(opened: ComposedModel, capsys: Printed) 
     generate("folder", ["ab"], anchor_only=True, **SHORT)
     assert capsys.readouterr().out == f"ab\n  {answer(opened, 'ab', alone=True)}\n"
     assert answer(opened, "ab", alone=True) != answer(opened, "ab")
+
+
+def test_a_draft_is_asked_for_on_the_command_line(opened: ComposedModel, capsys: Printed) -> None:
+    proposed: list[int] = []
+    head = opened.augmenting[0].get_output_embeddings()
+    hook = head.register_forward_hook(lambda *_: proposed.append(1))
+    try:
+        cli.main(["generate", "folder", "--prompt", "ab", "--max-new-tokens", "4", "--draft", "0"])
+    finally:
+        hook.remove()
+    assert capsys.readouterr().out == f"ab\n  {answer(opened, 'ab')}\n"
+    assert proposed
+
+
+def test_a_draft_of_no_model_is_refused_before_anything_is_printed(
+    opened: ComposedModel, capsys: Printed
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["generate", "folder", "--prompt", "ab", "--draft", "1"])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "draft=1: tokens are proposed by an augmenting model, and there are 1" in printed.err
 
 
 def test_both_answers_stand_side_by_side(opened: ComposedModel, capsys: Printed) -> None:

@@ -2,9 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 
 from calm_lightning.alignment import example_numbers
 from calm_lightning.collate import IGNORED, Collator, Row
@@ -70,6 +75,33 @@ def test_models_that_count_columns_are_refused() -> None:
     check_keeps_apart(tiny_backbone("llama"))
     with pytest.raises(CalmError, match=r"model\.pack: .* takes no positions"):
         check_keeps_apart(tiny_backbone("bloom"))
+
+
+def flash_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **more: Any
+) -> Any:
+    """As transformers calls that of packed rows: it looks for examples in a single row only."""
+    positions: Tensor = more["position_ids"]
+    owners = torch.zeros_like(positions) if len(query) > 1 else (positions == 0).cumsum(-1)
+    apart = (owners[:, :, None] == owners[:, None])[:, None].tril()
+    heads = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(heads, dim=1) for states in (key, value))
+    read = scaled_dot_product_attention(query, key, value, attn_mask=apart)
+    return read.transpose(1, 2), None
+
+
+def test_attention_that_keeps_only_a_single_row_apart_is_refused() -> None:
+    AttentionInterface.register("one_row_stub", flash_attention)
+    AttentionMaskInterface.register("one_row_stub", flash_attention_mask)
+    backbone = tiny_backbone("llama")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    usual = backbone.model(input_ids=ids).logits
+    backbone.model.set_attn_implementation("one_row_stub")
+    torch.testing.assert_close(backbone.model(input_ids=ids).logits, usual, rtol=1e-4, atol=1e-4)
+    with pytest.raises(
+        CalmError, match=r"one before it .attention: one_row_stub.*try attention: sdpa"
+    ):
+        check_keeps_apart(backbone)
 
 
 def test_what_does_not_pack_says_so(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 import errno
 import json
 import logging
+import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from calm_lightning.contracts import CalmError
 from calm_lightning.state_cache import CacheFolder, StateCache, StateStore, frames
+from calm_lightning.state_cache import store as store_module
 
 LAYERS, WIDTH = 2, 3
 ABOUT = {"fingerprint": "abc", "layers": [1, 3]}
@@ -190,6 +194,45 @@ def test_a_shard_that_is_taken_away_is_computed_again(opened: Open) -> None:
     assert found(reader) == []
 
 
+def silently_lost(stream: Any, part: memoryview) -> None:
+    """Writes nothing, and says nothing of it."""
+
+
+@pytest.mark.parametrize(
+    "lost", ["the file", "the file, while it is written", "the file, then", "what is written"]
+)
+def test_a_shard_that_is_lost_while_a_run_writes_is_a_failed_write(
+    opened: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    store = opened()
+    store.put(rows(1, 2))
+    store.flush()
+    assert found(store) == [1, 2]
+    file, write_all = shard_of(store), store_module._write_all
+
+    def write_and_lose(stream: Any, part: memoryview) -> None:
+        write_all(stream, part)
+        file.unlink(missing_ok=True)
+
+    if lost == "the file":
+        file.unlink()
+    elif lost != "the file, then":
+        way = silently_lost if lost == "what is written" else write_and_lose
+        monkeypatch.setattr(store_module, "_write_all", way)
+    with caplog.at_level(logging.INFO):
+        for number in (3, 4):
+            store.put(rows(number))
+            store._writer.submit(int).result()  # it is written now
+            if lost == "the file, then":
+                file.unlink(missing_ok=True)
+            store.flush()
+    (said,) = {record.message for record in caplog.records if "cannot be written" in record.message}
+    assert "Training goes on" in said
+    assert found(store) == [1, 2]  # where it was read before, the system still has it
+    assert found(opened()) == ([1, 2] if lost == "what is written" else [])
+    assert file.exists() == (lost == "what is written")
+
+
 # ------------------------------------------------------------------ bounds
 
 
@@ -223,6 +266,31 @@ def test_a_full_cache_is_used_and_grows_no_more(
     assert [found(each) for each in stores] == [[6], []]
     for each in stores:
         each.close()
+
+
+def test_several_processes_exceed_the_bound_by_what_waits_to_be_written_at_most(
+    opened: Open, tmp_path: Path
+) -> None:
+    frame = frames.frame_bytes(1, states(0).nbytes)
+    stores = [opened(max_gigabytes=(6 * frame + 9) / 1e9) for _ in range(2)]
+    go_on = threading.Event()
+
+    def put_all(store: StateStore) -> None:
+        for number in range(9):
+            store.put({key(number): states(number)})
+
+    for store in stores:
+        store._writer.submit(go_on.wait)
+    with ThreadPoolExecutor() as processes:
+        putting = [processes.submit(put_all, store) for store in stores]
+        wait(putting, timeout=0.2)  # until both have as much waiting as may be
+        go_on.set()
+    for each in putting:
+        each.result()
+    for store in stores:
+        store.flush()
+    size = sum(file.stat().st_size for file in tmp_path.glob("*/*.states"))
+    assert 6 * frame <= size <= (6 + 5) * frame
 
 
 @pytest.mark.parametrize("written", [0, 30, 90])
@@ -266,8 +334,24 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CalmError, match=r"cache_states.folder: states cannot be kept in .*/file"):
         StateStore(CacheFolder(StateCache(str(tmp_path / "file"))), ABOUT, LAYERS, WIDTH)
-    with pytest.raises(CalmError, match=r"max_gigabytes=0\.0 must be more than 0"):
-        StateCache(str(tmp_path), max_gigabytes=0.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_gigabytes": 0.0}, r"max_gigabytes=0\.0 must be a number above 0"),
+        ({"max_gigabytes": math.inf}, r"max_gigabytes=inf must be a number .*1000 for a terabyte"),
+        ({"max_gigabytes": math.nan}, r"max_gigabytes=nan must be a number"),
+        ({"folder": ""}, r"folder is empty: name a folder"),
+        ({"folder": "  "}, r"folder is empty"),
+        ({"dtype": "int8"}, r"dtype='int8' is none of float32, float16, bfloat16"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting: dict[str, Any], message: str) -> None:
+    settings = StateCache("states")
+    vars(settings).update(setting)  # not as arguments, whose types are checked in tests alone
+    with pytest.raises(CalmError, match=rf"cache_states\.{message}"):
+        settings.__post_init__()
 
 
 def test_a_frame_is_as_long_as_it_is_said_to_be() -> None:

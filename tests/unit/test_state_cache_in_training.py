@@ -21,7 +21,7 @@ from calm_lightning.composed.upper import UpperPart
 from calm_lightning.contracts import CalmError, EvaluationSet, Example, Task
 from calm_lightning.module import CalmModule
 from calm_lightning.run import quiet_libraries
-from calm_lightning.state_cache import StateCache
+from calm_lightning.state_cache import StateCache, reading
 from calm_lightning.testing import FAMILIES, Case, TinySource, tiny_backbone
 from calm_lightning.testing.case import disturb, seeded, tokens
 from calm_lightning.testing.tiny import OTHER_FAMILIES
@@ -223,6 +223,45 @@ def test_other_models_and_other_layers_have_states_of_their_own(tmp_path: Path) 
     with rows_through(precise) as counted:
         learnt(precise, batch)
     assert counted["augmenting 0"] == counted["anchor 0"] == 4
+
+
+def test_states_of_another_version_of_transformers_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(tokens(4, 9, vocab=37))
+    for version, runs in (("5.98.0", True), ("5.98.0", False), ("5.99.0", True)):
+        monkeypatch.setattr(reading.transformers, "__version__", version)
+        model = joined()
+        model.keep_states(StateCache(str(tmp_path)))
+        with rows_through(model) as counted:
+            learnt(model, batch)
+        assert ("augmenting 0" in counted) == ("anchor 0" in counted) == runs
+        model.forget_states()
+
+
+SCALED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind"),
+    [
+        (SCALED, "dynamic"),
+        (SCALED | {"rope_type": "longrope"}, "longrope"),
+        ({"sliding_attention": PLAIN, "full_attention": SCALED}, "dynamic"),
+    ],
+)
+def test_states_that_depend_on_the_longest_text_of_a_batch_are_refused(
+    tmp_path: Path, parameters: dict[str, Any], kind: str
+) -> None:
+    for number, way_out in ((0, "anchor=false"), (1, "Leave model.cache_states out")):
+        model = joined()
+        model.backbones[number].config.rope_parameters = parameters
+        message = rf"cache_states: .*'tiny-llama-{number}' .*rope_type={kind!r}.*{way_out}"
+        with pytest.raises(CalmError, match=message):
+            model.keep_states(StateCache(str(tmp_path)))
+        if number == 0:
+            model.keep_states(StateCache(str(tmp_path), anchor=False))
 
 
 def test_only_training_keeps_states(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import calm_lightning as calm
 from calm_lightning.backbone import Backbone
@@ -215,14 +215,33 @@ def test_a_foreign_filled_cache_is_refused(model: ComposedModel) -> None:
         model(input_ids=IDS[:, :1], past_key_values=cache)
 
 
-def test_static_caches_are_refused(model: ComposedModel) -> None:
-    with pytest.raises(CalmError, match="cache_implementation"):
-        model.generate(
-            input_ids=IDS,
-            attention_mask=torch.ones_like(IDS),
-            max_new_tokens=2,
-            cache_implementation="static",
-        )
+@pytest.mark.parametrize("kind", ["static", "offloaded", "offloaded_static", "quantized"])
+def test_other_caches_are_refused(model: ComposedModel, kind: str) -> None:
+    batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "max_new_tokens": 2}
+    for option in (
+        {"cache_implementation": kind},
+        {"generation_config": GenerationConfig(cache_implementation=kind)},
+    ):
+        with pytest.raises(CalmError, match="Leave out cache_implementation"):
+            model.generate(**batch, **option)
+
+
+def test_a_kind_of_cache_that_transformers_passes_over_is_no_hindrance() -> None:
+    anchor = tiny_backbone(vocab=37)
+    anchor.model.generation_config.cache_implementation = "hybrid"  # as Gemma was published
+    model = composed(CrossAttention(), anchor, tiny_backbone(vocab=37, seed=1))
+    batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    assert model.generate(**batch, max_new_tokens=2).shape[1] == IDS.shape[1] + 2
+
+
+def test_an_empty_cache_that_offloads_is_refused(model: ComposedModel) -> None:
+    model(input_ids=IDS, past_key_values=DynamicCache())
+    for cache in (
+        DynamicCache(offloading=True),
+        StaticCache(model.anchor.config, max_cache_len=9),
+    ):
+        with pytest.raises(CalmError, match="Leave out cache_implementation"):
+            model(input_ids=IDS, past_key_values=cache)
 
 
 def test_embeddings_in_place_of_ids_are_refused(model: ComposedModel) -> None:

@@ -202,6 +202,17 @@ def test_maps_that_are_made_one_do_not_outlive_training(given: dict[str, Tensor]
     assert not torch.allclose(before[0], after[0])
 
 
+def test_after_a_change_past_the_weights_own_eval_makes_the_map_anew(
+    given: dict[str, Tensor],
+) -> None:
+    bridge = make()
+    with torch.no_grad():
+        before = bridge.remember(given["augmenting"], given["places"])
+        bridge.key.weight.data.mul_(3.0)
+        after = bridge.eval().remember(given["augmenting"], given["places"])
+    assert not torch.allclose(before[0], after[0])
+
+
 def test_no_mask_means_causal(given: dict[str, Tensor]) -> None:
     bridge = make(same_place=5.0)
     memory = bridge.remember(given["augmenting"], given["places"])

@@ -79,12 +79,14 @@ def test_each_source_is_a_set_with_its_scorer() -> None:
     assert task.evaluation_sets() is sets
 
 
-def test_several_samples_ask_each_problem_so_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(self: Sandbox, jobs: Sequence[Job], progress: Any = None) -> list[Verdict]:
-        outcomes = ("passed" if "# yes" in each.program else "wrong" for each in jobs)
-        return [Verdict(outcome, "", 0.0, 0.0) for outcome in outcomes]  # type: ignore[arg-type]
+def passes_yes(self: Sandbox, jobs: Sequence[Job], progress: Any = None) -> list[Verdict]:
+    """In place of running programs."""
+    outcomes = ("passed" if "# yes" in each.program else "wrong" for each in jobs)
+    return [Verdict(outcome, "", 0.0, 0.0) for outcome in outcomes]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Sandbox, "judge", judge)
+
+def test_several_samples_ask_each_problem_so_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sandbox, "judge", passes_yes)
     (one,) = Code(HUMANEVAL, allow_code_execution=True).evaluation_sets()
     (asked,) = Code(HUMANEVAL, allow_code_execution=True, samples=3, temperature=0.5,
                     pass_at=(1, 3)).evaluation_sets()  # fmt: skip
@@ -103,6 +105,33 @@ def test_several_samples_ask_each_problem_so_many_times(monkeypatch: pytest.Monk
         functions=FUNCTIONS, code_to_text={"a": ASKED}, samples=3, temperature=0.5
     ).evaluation_sets()
     assert (len(described.examples), dict(described.generation)) == (2, {})
+
+
+def test_samples_of_a_problem_are_asked_side_by_side_and_pass_at_k_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Sandbox, "judge", passes_yes)
+    first = Path(HUMANEVAL).read_text().splitlines()[0]  # four of one length, unlike the others
+    alike = [first.replace("Small/0", f"Small/{n}").replace("x+1", f"x+{n}") for n in range(4)]
+    (tmp_path / "alike.jsonl").write_text("\n".join(alike))
+    task = Code(str(tmp_path / "alike.jsonl"), allow_code_execution=True, samples=4,
+                temperature=0.5, pass_at=(1, 2), evaluation_batch_size=8)  # fmt: skip
+    (asked,) = task.evaluation_sets()
+    said = [" # yes" if n in (0, 4, 5, 11) else "no" for n in range(16)]  # of problems 0, 0, 1, 3
+    (batches,) = ([*loader] for loader in task.test_dataloader())
+    problems = [[example.meta["problem"].task_id for _, example in batch] for batch in batches]
+    assert problems == [
+        ["Small/0"] * 4 + ["Small/1"] * 4, ["Small/2"] * 4 + ["Small/3"] * 4,
+    ]  # fmt: skip
+    assert asked.scorer is not None
+    in_order, in_batches = asked.scorer(), asked.scorer()
+    in_order.update(said, asked.examples)
+    for batch in batches:
+        in_batches.update([said[number] for number, _ in batch], [each for _, each in batch])
+    for scorer in (in_order, in_batches):
+        assert {name: float(score) for name, score in scorer.compute().items()} == {
+            "pass@1": pytest.approx(4 / 16), "pass@2": pytest.approx((5 / 6 + 1 / 2 * 2) / 4),
+        }  # fmt: skip
 
 
 def test_the_examples_are_the_questions_with_the_published_answers() -> None:

@@ -274,6 +274,25 @@ def test_several_samples_ask_each_question_so_many_times(folder: Path) -> None:
     assert float(scores["accuracy"]) == pytest.approx(2 / 3)
 
 
+def test_samples_of_a_question_are_asked_side_by_side_and_votes_are_the_same(folder: Path) -> None:
+    task = Gsm(evaluation={"gsm8k": str(folder / "test.jsonl")}, samples=4, temperature=0.8,
+               evaluation_batch_size=8)  # fmt: skip
+    (asked,) = task.evaluation_sets()
+    said = ["1", "3", "5", "1", "4", "6", "2", "4", "5", "1", "0", "7"]  # 1, 3, 5 are right
+    (batches,) = ([*loader] for loader in task.test_dataloader())
+    questions = [[example.meta["question"] for _, example in batch] for batch in batches]
+    assert questions == [[0] * 4 + [1] * 4, [2] * 4]
+    assert [example.meta["sample"] for _, example in batches[1]] == [0, 1, 2, 3]
+    assert asked.scorer is not None
+    in_order, in_batches = asked.scorer(), asked.scorer()
+    in_order.update(said, asked.examples)
+    for batch in batches:
+        in_batches.update([said[number] for number, _ in batch], [each for _, each in batch])
+    assert in_order.compute() == in_batches.compute()
+    assert float(in_batches.compute()["accuracy"]) == pytest.approx(6 / 12)
+    assert float(in_batches.compute()["majority"]) == pytest.approx(2 / 3)
+
+
 def test_a_limit_asks_the_first_questions(folder: Path) -> None:
     task = Gsm(evaluation={"mgsm": str(folder)}, limit=1)
     assert [len(each.examples) for each in task.evaluation_sets()] == [1, 1]

@@ -123,6 +123,10 @@ class _Merged(NamedTuple):
 class CrossAttentionBridge(Bridge):
     """The layer above, for one connection.
 
+    In eval mode the two maps from states to keys and values are kept as one, until a weight changes
+    as an optimizer or a state dict changes it. What is written past that, into `weight.data`, does
+    not show: call `eval()` again then.
+
     Args:
         anchor_width: D_B.
         augmenting_width: D_A.

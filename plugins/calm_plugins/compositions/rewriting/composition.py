@@ -109,7 +109,7 @@ class Rewriting(Composition):
             self.exempt = {**self.exempt, "frozen": same}
         if reads == "shuffled":
             other = "what an example reads depends on the others of its batch, on purpose"
-            self.exempt = {**self.exempt, "text": other}
+            self.exempt = {**self.exempt, "text": other, "speed_paths": other}
 
     @override
     def settings(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
@@ -254,7 +254,7 @@ class RoutedModel(JoinedModel):
             raise CalmError("A routed model continues a prompt; give input_ids.")
         before, self._prompt_length = self._prompt_length, ids.shape[1]
         try:
-            result = GenerationMixin.generate(self, *args, **kwargs)
+            result = super().generate(*args, **kwargs)
         finally:
             self._prompt_length = before
         sequences = result if isinstance(result, Tensor) else result.sequences
