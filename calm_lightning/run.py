@@ -24,7 +24,6 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -41,6 +40,7 @@ from calm_lightning.callbacks import (
     ShowAnswers,
     WriteAnswers,
 )
+from calm_lightning.callbacks.dashboard import RunLogger
 from calm_lightning.callbacks.save_checkpoints import processes_of
 from calm_lightning.checkpoint_io import (
     LAST,
@@ -296,9 +296,7 @@ class CalmCLI(LightningCLI):
                 known = {type(callback) for callback in given}
                 extra += [kind() for kind in showing if kind not in known]
             if config.trainer.logger in (None, True):
-                kwargs["logger"] = TensorBoardLogger(
-                    folder, name="", version="", default_hp_metric=False
-                )
+                kwargs["logger"] = RunLogger(folder, name="", version="", default_hp_metric=False)
         kwargs["callbacks"] = [*kwargs.get("callbacks", []), *given, *extra]
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]

@@ -8,20 +8,40 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from calm_lightning.callbacks.look_inside import tag_of
 from calm_lightning.callbacks.tensorboard import logger_of, markdown_table, writer_of
 from calm_lightning.composed import ComposedModel
+from calm_lightning.contracts import CalmError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Layout = dict[str, dict[str, list[Any]]]
 
+_KEPT = "scores_before_training"
+"""In checkpoints."""
+
 _TOLD = ("model", "data", "trainer", "seed_everything")
 _TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's logger without its hparams.yaml.
+
+    That file holds what `save_hyperparameters` collects and `log_hyperparams` is given. A run has
+    neither: its settings are in config.yaml, and TensorBoard has them from there (`Dashboard`). So
+    the file, which Lightning writes at the first `save` whatever there is to say, would be `{}`.
+    """
+
+    @override
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 class Dashboard(L.Callback):
@@ -29,6 +49,11 @@ class Dashboard(L.Callback):
 
     And at every evaluation its scores as a text, `scores/validation` or `scores/test`, and at the
     end of a fit `cost/seconds` and `cost/trained_parameters`.
+
+    Beside the main score of each evaluation set stands at every validation of a fit what it was
+    before training: `anchor_alone/SET/SCORE`, or `before_training/SET/SCORE` of a model that does
+    not begin as its anchor. It does not change, so that it is a level line to look at; checkpoints
+    hold it for the runs that go on from them.
 
     The hyper-parameters are those of the run's config.yaml. Their scores are the validation and
     test scores themselves, so that TensorBoard shows the last ones and no `hp_metric` is needed.
@@ -45,23 +70,51 @@ class Dashboard(L.Callback):
         if logger is None or writer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         writer.add_custom_scalars(layout_of(pl_module))
+        if not trainer.global_step:
+            self._draw_start(trainer, pl_module)
         config = Path(logger.log_dir, "config.yaml")
         if config.is_file():
             said = yaml.safe_load(config.read_text(encoding="utf-8"))
-            _write_hyper_parameters(writer, hyper_parameters(said), _headlines(pl_module))
+            scores = [f"{s}/{name}" for name in _headlines(pl_module) for s in ("val", "test")]
+            _write_hyper_parameters(writer, hyper_parameters(said), scores)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         scores = _scores(trainer, "val/")
-        if trainer.state.fn == TrainerFn.VALIDATING and not trainer.global_step:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._draw_start(trainer, pl_module)
+        elif not trainer.global_step and not trainer.ckpt_path:
             self._before = scores  # `calm fit` looks before it trains
         self._tell(trainer, "scores/validation", self._before, scores)
 
     @override
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._tell(trainer, "scores/test", {}, _scores(trainer, "test/"))
+
+    def _draw_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Of each set's main score, once more the value that it had before training."""
+        writer = writer_of(trainer)
+        if writer is None:
+            return
+        for name in _headlines(module):
+            if name in self._before:
+                tag = f"{start_of(module)}/{name}"
+                writer.add_scalar(tag, self._before[name], trainer.global_step)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        # A key of its own: Lightning warns of a callback's state wherever the callback is not.
+        checkpoint[_KEPT] = self._before
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        self._before = _numbers(checkpoint.get(_KEPT, {}))
 
     def _tell(
         self,
@@ -100,14 +153,34 @@ def _scores(trainer: L.Trainer, stage: str) -> dict[str, float]:
     }
 
 
+def _numbers(said: Any) -> dict[str, float]:
+    if isinstance(said, dict) and all(
+        isinstance(name, str) and isinstance(value, float) for name, value in said.items()
+    ):
+        return said
+    raise CalmError(
+        f"The checkpoint's {_KEPT} are not numbers by their names, but {str(said)[:200]!r}. It is "
+        "damaged, or was not written by `calm fit`. Nothing was changed."
+    )
+
+
 def _headlines(module: Any) -> list[str]:
-    """Tag of the score of every evaluation set that stands for it."""
+    """The score of every evaluation set that stands for it, as SET/SCORE."""
     found = []
     for each in module.evaluation_sets:
         scorer = module.scorer(each.name)
-        score = scorer.headline if scorer is not None else "loss_nats"
-        found += [f"val/{each.name}/{score}", f"test/{each.name}/{score}"]
+        found.append(f"{each.name}/{scorer.headline if scorer is not None else 'loss_nats'}")
     return found
+
+
+def start_of(module: Any) -> str:
+    """What a model answers as before it is trained: `anchor_alone`, or `before_training`.
+
+    Args:
+        module: The `CalmModule`.
+    """
+    as_anchor = "starts_as_anchor" not in module.composition.exempt and module.start_from is None
+    return "anchor_alone" if as_anchor else "before_training"
 
 
 def layout_of(module: Any) -> Layout:
@@ -116,11 +189,16 @@ def layout_of(module: Any) -> Layout:
     Args:
         module: The `CalmModule`, built.
     """
-    # One chart a set: TensorBoard gives all lines of a run one colour.
-    headlines = [tag for tag in _headlines(module) if tag.startswith("val/")]
-    works = {tag.removeprefix("val/").replace("/", ": "): _lines(tag) for tag in headlines}
+    # One chart a set: TensorBoard gives all lines of a run one colour, and tells two by their
+    # points. The level one is in view however the axis is cut, for half of all points are its own.
+    start = start_of(module)
+    works = {
+        name.replace("/", ": "): _lines(f"val/{name}", f"{start}/{name}")
+        for name in _headlines(module)
+    }
     works["training loss, nats per token"] = _lines("train/loss_nats")
-    layout = {"Does it work? (validation; step 0 is the anchor alone)": works}
+    level = start.replace("_", " ")
+    layout = {f"Does it work? (validation; level line: {level})": works}
     if isinstance(module.language_model, ComposedModel):
         names = [tag_of(connection) for connection in module.language_model.connections]
         layout["What crosses the connections"] = {

@@ -44,11 +44,16 @@ class Bar:
 
 @dataclass
 class _Shown:
-    """What the template shows; an empty part is left out with a sentence."""
+    """What the template shows; an empty part is left out with a sentence.
+
+    Attributes:
+        trained: Number of weights that training changes; None if the model was not opened.
+    """
 
     title: str
     about: list[tuple[str, str]]
     settings: str
+    trained: int | None = None
     picture: Markup = field(default_factory=Markup)
     connections: list[list[str]] = field(default_factory=list)
     score_columns: list[str] = field(default_factory=list)
@@ -82,6 +87,7 @@ def render(run: RunFolder, asked: Asked | None, why_not: str, examples: int) -> 
     )
     shown.score_columns, shown.scores = _scores(run, asked)
     if asked is not None:
+        shown.trained = asked.opened.module.num_trainable
         shown.picture, shown.connections = _picture(asked)
         shown.contribution = _contribution(asked)
         shown.maps = _maps(asked.probes)

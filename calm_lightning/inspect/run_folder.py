@@ -1,5 +1,7 @@
 """What a run left in its folder."""
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,20 @@ _NUMBERS = (
     "training_flops",
 )  # fmt: skip
 """Of a result."""
+_LARGEST = 1e38
+"""Of a result's numbers: about what 32 bits hold. Larger ones no axis can be drawn for."""
+
+_WITHOUT = "Move it away for a page without it."
+
+_KINDS = {
+    "model.anchor": (dict, "a mapping"),
+    "model.augmenting": (list, "a list"),
+    "model.composition": (dict, "a mapping"),
+    "model.composition.init_args": (dict, "a mapping"),
+    "data.init_args": (dict, "a mapping"),
+    "trainer": (dict, "a mapping"),
+}
+"""Of a config's entries that a page is made from, where they are not left out."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +85,27 @@ def read_run(folder: Path) -> RunFolder:
     try:
         config = parse_yaml(file.read_text(encoding="utf-8"))
         refuse_hidden_bombs(config)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        yaml.safe_dump(config)  # a hexadecimal number may be too long to be written down
+    except (yaml.YAMLError, ValueError) as error:
         raise CalmError(f"{file} cannot be read: {_first_line(error)}") from error
     parts = [config.get(name) for name in ("model", "data")] if isinstance(config, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise CalmError(f"{file} is not the config of a run: it names no model and no data.")
+    _check_kinds(file, config)
     return RunFolder(folder, config, _scalars(folder), _result(folder / "result.json"))
+
+
+def _check_kinds(file: Path, config: dict[str, Any]) -> None:
+    """Refuse an entry that is of another kind than `calm fit` writes."""
+    for entry, (kind, its_name) in _KINDS.items():
+        said: Any = config
+        for name in entry.split("."):
+            said = None if said is None else said.get(name)
+        if said is not None and not isinstance(said, kind):
+            raise CalmError(
+                f"{file}: {entry} must be {its_name}, as `calm fit` writes it, not "
+                f"{str(said)[:200]!r}. Mend it there, or name another run."
+            )
 
 
 def _result(file: Path) -> dict[str, Any]:
@@ -82,35 +113,49 @@ def _result(file: Path) -> dict[str, Any]:
         return {}
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CalmError(f"{file} cannot be read: {_first_line(error)}") from error
+        json.dumps(found, ensure_ascii=False).encode()  # an escape may stand for half a character
+    except (ValueError, RecursionError) as error:
+        raise CalmError(f"{file} cannot be read: {_first_line(error)}. {_WITHOUT}") from error
     if not isinstance(found, dict):
-        raise CalmError(f"{file} is not the result of a run: it is no object.")
+        raise CalmError(f"{file} is not the result of a run: it is no object. {_WITHOUT}")
     try:
         _check_result(found)
-    except (TypeError, ValueError) as error:
-        raise CalmError(f"{file} is not the result of a run: {error}.") from None
+    except TypeError as error:
+        raise CalmError(f"{file} is not the result of a run: {error}. {_WITHOUT}") from None
     return found
 
 
 def _check_result(found: dict[str, Any]) -> None:
     """Refuse what the page would stumble over: a text where a number should be, say."""
     for name in _NUMBERS:
-        if not isinstance(found.get(name), int | float | None):
-            raise TypeError(f"{name} is {str(found[name])[:40]!r}")
+        if not _is_number_or_none(found.get(name)):
+            raise TypeError(
+                f"{name} must be a number, of {_LARGEST:g} at most, not {str(found[name])[:40]!r}"
+            )
     for name in ("metrics", "details"):
         scores = found.get(name) or {}
-        if not isinstance(scores, dict) or not all(
-            isinstance(value, int | float | None) for value in scores.values()
-        ):
-            raise TypeError(f"{name} are no scores by their names")
+        if not isinstance(scores, dict) or not all(map(_is_number_or_none, scores.values())):
+            raise TypeError(
+                f"{name} must be scores by their names, numbers of {_LARGEST:g} at most"
+            )
     curve = found.get("curve") or []
     if not isinstance(curve, list) or not all(_is_point(point) for point in curve):
-        raise TypeError("curve is no list of steps and losses")
+        raise TypeError(f"curve must be a list of [step, loss], numbers of {_LARGEST:g} at most")
 
 
 def _is_point(said: Any) -> bool:
-    return isinstance(said, list) and [isinstance(x, int | float) for x in said] == [True, True]
+    return isinstance(said, list) and [_is_number(x) for x in said] == [True, True]
+
+
+def _is_number_or_none(said: Any) -> bool:
+    return said is None or _is_number(said)
+
+
+def _is_number(said: Any) -> bool:
+    """Whether a page can show it; NaN and infinity it can."""
+    if isinstance(said, float) and not math.isfinite(said):
+        return True
+    return isinstance(said, int | float) and abs(said) <= _LARGEST
 
 
 def _scalars(folder: Path) -> dict[str, Points]:

@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from calm_lightning.callbacks import Dashboard, LookInside, MeasureTraining, ShowAnswers
-from calm_lightning.callbacks.dashboard import hyper_parameters
+from calm_lightning.callbacks.dashboard import RunLogger, hyper_parameters
 from calm_lightning.callbacks.tensorboard import as_code, logger_of, markdown_table
 from calm_lightning.contracts import (
     CalmError,
@@ -33,6 +33,7 @@ from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.cross_attention.composition import CrossAttentionBridge
 from calm_plugins.compositions.linear import LinearBridge
 from calm_plugins.compositions.lora import LoRA
+from calm_plugins.compositions.routing import Ensemble
 
 SUMS = [Example(f"{n}+1=", str(n + 1)) for n in range(8)]
 CONFIG = {"seed_everything": 7, "model": {"warmup_steps": 1}, "data": {"init_args": {"x": [1, 2]}},
@@ -224,6 +225,60 @@ def test_every_chart_of_the_first_screen_has_lines(run: Path) -> None:
                 assert len([tag for tag in tags if re.match(pattern, tag)]) == 1, pattern
 
 
+def test_the_anchors_own_score_is_a_level_line_of_every_first_chart(tmp_path: Path) -> None:
+    module = fit(tmp_path, CrossAttention(every=4), [Dashboard()])
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", use_distributed_sampler=False, **quiet)
+    with module.language_model.anchor_only():
+        trainer.validate(module, datamodule=Sums(batch_size=4), verbose=False)
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    first = layout(tmp_path).category[0]
+    assert first.title == "Does it work? (validation; level line: anchor alone)"
+    for name, chart in zip(("sums/accuracy", "texts/loss_nats"), first.chart, strict=False):
+        assert list(chart.multiline.tag) == [f"^val/{name}$", f"^anchor_alone/{name}$"]
+        wanted = pytest.approx(scores[f"val/{name}"], rel=1e-6)
+        assert values(tmp_path, f"anchor_alone/{name}") == {0: wanted, 2: wanted, 4: wanted}
+    losses = values(tmp_path, "val/texts/loss_nats")
+    assert losses[max(losses)] < losses[0] == pytest.approx(scores["val/texts/loss_nats"], rel=1e-6)
+
+
+def test_a_model_that_begins_otherwise_is_not_compared_with_its_anchor(tmp_path: Path) -> None:
+    fit(tmp_path, Ensemble(), [Dashboard()])
+    assert layout(tmp_path).category[0].title.endswith("level line: before training)")
+    lines = [values(tmp_path, f"{start}/texts/loss_nats") for start in ("val", "before_training")]
+    assert lines[1] == dict.fromkeys((0, 2, 4), lines[0][0])
+    assert not [tag for tag in events(tmp_path).Tags()["scalars"] if "anchor_alone" in tag]
+
+
+def test_the_level_line_is_in_checkpoints_for_runs_that_go_on() -> None:
+    dashboard, checkpoint = Dashboard(), {"scores_before_training": {"sums/accuracy": 0.25}}
+    dashboard.on_load_checkpoint(L.Trainer.__new__(L.Trainer), None, checkpoint)
+    kept: dict[str, Any] = {}
+    dashboard.on_save_checkpoint(L.Trainer.__new__(L.Trainer), None, kept)
+    assert kept == checkpoint
+    dashboard.on_load_checkpoint(L.Trainer.__new__(L.Trainer), None, {})  # of an older version
+
+
+@pytest.mark.parametrize("said", [5, [1.0], {"a": "high"}, {1: 1.0}, {"a": None}])
+def test_a_checkpoint_with_other_scores_is_refused(said: Any) -> None:
+    with pytest.raises(CalmError, match="scores_before_training"):
+        Dashboard().on_load_checkpoint(
+            L.Trainer.__new__(L.Trainer), None, {"scores_before_training": said}
+        )
+
+
+def test_a_look_at_a_trained_run_is_not_one_before_training(tmp_path: Path) -> None:
+    dashboard = Dashboard()
+    module = fit(tmp_path, CrossAttention(every=4), [dashboard])
+    before = dict(dashboard._before)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False,
+                        use_distributed_sampler=False, callbacks=[dashboard])  # fmt: skip
+    checkpoint = tmp_path / "last.ckpt"
+    module.trainer.save_checkpoint(checkpoint)
+    trainer.validate(module, datamodule=Sums(batch_size=4), ckpt_path=checkpoint, verbose=False)
+    assert dashboard._before == before != {}
+
+
 def test_hyper_parameters_stand_beside_the_scores_that_are_logged(run: Path) -> None:
     found = events(run)
     contents = {
@@ -275,6 +330,13 @@ def test_a_model_without_connections_shows_everything_else(tmp_path: Path) -> No
     assert "train/learning_rate" in tags["scalars"]
     assert [category.title for category in layout(tmp_path).category][1:] == ["How it trains"]
     assert "| composed | anchor alone |" in text(tmp_path, "samples")
+
+
+def test_no_empty_table_of_hyper_parameters_is_left_behind(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path, name="", version="", default_hp_metric=False)
+    fit(tmp_path, CrossAttention(every=4), [], logger=logger)
+    assert list(tmp_path.glob("events*"))
+    assert not (tmp_path / "hparams.yaml").exists()
 
 
 def test_without_tensorboard_nothing_is_written_and_nothing_fails(tmp_path: Path) -> None:

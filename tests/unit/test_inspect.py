@@ -1,5 +1,6 @@
 """The page about a run: whole, without the network, and true to what anybody wrote into a run."""
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,14 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from calm_lightning.composed import HiddenStateComposition
-from calm_lightning.contracts import CalmError, EvaluationSet, ExactMatch, Example, Task
+from calm_lightning.contracts import (
+    CalmError,
+    Composition,
+    EvaluationSet,
+    ExactMatch,
+    Example,
+    Task,
+)
 from calm_lightning.inspect.command import inspect_run
 from calm_lightning.inspect.opened import OpenedRun
 from calm_lightning.inspect.page import MARK, Asked, render
@@ -24,6 +32,8 @@ from calm_lightning.run import quiet_libraries
 from calm_lightning.testing import TinySource
 from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.linear import LinearBridge
+from calm_plugins.compositions.lora import LoRA
+from calm_plugins.compositions.single import Single
 
 HOSTILE = "<script>alert(1)</script>$x^{$&amp;"
 CONFIG: dict[str, Any] = {
@@ -139,6 +149,43 @@ def test_bridges_that_do_not_attend_have_no_heat_maps_and_that_is_said(run: RunF
     assert "its bridges do not attend" in page.said
 
 
+def composed_of(composition: Composition, augmenting: int) -> str:
+    """What the page says under the first heading, with the page's line breaks taken out."""
+    quiet_libraries()
+    sources = [TinySource(1 + number) for number in range(augmenting)]
+    module = CalmModule(TinySource(0, "anchor"), composition, sources)
+    module.configure_model()
+    opened = Asked(OpenedRun(module, None, None, {}), {}, [], [])
+    said = checked(render(RunFolder(Path("run"), CONFIG, {}, {}), opened, "", 0)).said
+    said = said.partition("What was composed")[2].partition("What the augmenting model")[0]
+    return " ".join(said.split())
+
+
+def test_what_is_trained_without_connections_is_said() -> None:
+    said = composed_of(LoRA(rank=2), 0)
+    assert re.search(r"no connections .* What it trains are [\d,]+ weights of its own", said)
+    assert "green" not in said
+
+
+def test_a_model_that_was_trained_itself_is_not_called_frozen() -> None:
+    said = composed_of(Single(train=True), 0)
+    assert re.search(r"There is no picture, .* training changes [\d,]+ weights", said)
+    assert "stay frozen" not in said
+
+
+def test_where_nothing_is_trained_that_is_said() -> None:
+    said = composed_of(Single(), 0)
+    assert "no connections" in said
+    assert "Nothing of it is trained." in said
+    assert "green" not in said
+
+
+def test_connections_alone_are_trained_where_there_are_some() -> None:
+    said = composed_of(LinearBridge(every=4), 1)
+    assert "Only the green connections are trained." in said
+    assert "What it trains" not in said
+
+
 def test_a_run_whose_model_is_gone_says_so_and_shows_what_it_logged(tmp_path: Path) -> None:
     scalars = {
         "train/loss_nats": [(0.0, 3.0), (9.0, 2.0)],
@@ -216,6 +263,81 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make: Any, said: str) -> None
         read_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("entry", "came", "expected"),
+    [
+        ("model.anchor", "a/path", "a mapping"),
+        ("model.composition", "CrossAttention", "a mapping"),
+        ("model.composition", [1], "a mapping"),
+        ("model.composition.init_args", "every", "a mapping"),
+        ("model.augmenting", 5, "a list"),
+        ("model.augmenting", {"path": "a"}, "a list"),
+        ("data.init_args", [1], "a mapping"),
+        ("data.init_args", "x", "a mapping"),
+        ("trainer", 3, "a mapping"),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(
+    tmp_path: Path, entry: str, came: Any, expected: str
+) -> None:
+    config = copy.deepcopy(CONFIG)
+    *above, name = entry.split(".")
+    place = config
+    for each in above:
+        place = place[each]
+    place[name] = came
+    run = write_run(tmp_path / "run", config)
+    with pytest.raises(CalmError) as refused:
+        read_run(run)
+    for part in (f"{run}/config.yaml: {entry} ", f" {expected}", repr(came), "calm fit"):
+        assert part in str(refused.value)
+
+
+def test_what_a_config_may_leave_out_is_not_missed(tmp_path: Path) -> None:
+    bare = {"model": {"composition": None, "augmenting": None}, "data": {"init_args": None}}
+    run = read_run(write_run(tmp_path, bare))
+    checked(render(run, None, "There are no weights.", 64))
+
+
+def test_a_number_that_nobody_can_write_down_is_refused(tmp_path: Path) -> None:
+    """Of hexadecimal digits YAML reads as many as there are; Python writes 4300 decimal ones."""
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text(f"model: {{}}\ndata: {{}}\nseed_everything: 0x{'f' * 5000}\n")
+    with pytest.raises(CalmError, match=r"config\.yaml cannot be read"):
+        read_run(run)
+
+
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (f'{{"steps": {HUGE}}}', "steps"),
+        (f'{{"curve": [[1, {HUGE}], [2, 3]]}}', "curve"),
+        ('{"curve": [[1, 1e308], [2, -1e308]]}', "curve"),
+        (f'{{"metrics": {{"a": -{HUGE}}}}}', "metrics"),
+        ('{"seconds": "long"}', "seconds"),
+        ('{"name": "\\ud800"}', "surrogates"),
+    ],
+)
+def test_a_result_that_no_page_can_show_is_refused(tmp_path: Path, result: str, said: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "result.json").write_text(result)
+    with pytest.raises(CalmError, match=rf"result\.json .*{said}") as refused:
+        read_run(run)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_result_with_numbers_that_are_none_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "result.json").write_text(
+        '{"steps": NaN, "metrics": {"a": Infinity}, "seconds": NaN, "seed": {"a": 1}, '
+        f'"name": [{json.dumps(HOSTILE)}], "curve": [[1, NaN], [2, Infinity], [3, 1.5]]}}'
+    )
+    assert HOSTILE in checked(render(read_run(run), None, "", 64)).said
+
+
 def test_the_folder_of_a_runs_model_is_understood(tmp_path: Path) -> None:
     (write_run(tmp_path / "run") / "model").mkdir()
     with pytest.raises(CalmError, match=r"Did you mean .*run\?"):
@@ -232,6 +354,17 @@ def test_nothing_of_the_users_is_written_over(tmp_path: Path) -> None:
         inspect_run(str(run), out=str(tmp_path))
     with pytest.raises(CalmError, match="must not be negative"):
         inspect_run(str(run), examples=-1)
+
+
+def test_no_class_of_a_run_without_weights_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    harm = tmp_path / "harm"
+    (tmp_path / "strange.py").write_text(f"open({str(harm)!r}, 'w')\nclass Sums: ...\n")
+    config = {**CONFIG, "data": {"class_path": "strange.Sums"}}
+    inspect_run(str(write_run(tmp_path / "run", config)))
+    assert not harm.exists()
 
 
 def test_a_page_of_ours_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

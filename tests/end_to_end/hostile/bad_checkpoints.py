@@ -80,6 +80,8 @@ CASES = [
     resumed("loops without the fit's", "loops/fit_loop", REMOVED, "fit_loop"),
     resumed("a count of batches that is a word", "KeyValue/consumed_batches", "all",
             "consumed_batches"),
+    resumed("words for the scores before training", "scores_before_training", {"a": "high"},
+            "scores_before_training", "high"),
     # ------------------------------------------------------------------ caches of texts
     cache("a pickle", b"\x80\x04\x95\x05\x00\x00\x00\n", "not the root"),
     cache("something else", '{"prompt": "1", "target": "2"}\n', "not the root"),

@@ -1,6 +1,6 @@
 """Configs that are none, that would run code, or that hold what no option takes."""
 
-from .ground import Case, config, folder
+from .ground import Case, config, folder, run
 
 FIT = "fit -c c.yaml --run run"
 
@@ -137,6 +137,27 @@ CASES = [
          {"run/config.yaml": "model: 5\ndata: []\n"}),
     Case("config: a run's own, not UTF-8", "inspect run", ("config.yaml", "cannot be read"),
          {"run/config.yaml": b"\xff"}),
+    Case("config: a run's own, with a text for the composition", "inspect run",
+         ("config.yaml", "model.composition", "a mapping", "CrossAttention"),
+         {"run/config.yaml": config({"model/composition": "CrossAttention"})}),
+    Case("config: a run's own, with a number for the augmenting models", "inspect run",
+         ("config.yaml", "model.augmenting", "a list", "5"),
+         {"run/config.yaml": config({"model/augmenting": 5})}),
+    Case("config: a run's own beside weights, with a number for the trainer", "inspect r",
+         ("config.yaml", "trainer", "a mapping", "3"),
+         {"r": run(), "r/config.yaml": config({"trainer": 3})}),
+    Case("config: a run's own beside weights, with a list of options", "inspect r",
+         ("config.yaml", "data.init_args", "a mapping", "[1]"),
+         {"r": run(), "r/config.yaml": config({"data/init_args": [1]})}),
+    Case("config: a run's own, with a number too long to be written", "inspect run",
+         ("config.yaml", "cannot be read"),
+         {"run/config.yaml": f"{config()}seed_everything: 0x{'f' * 5000}\n"}),
+    Case("config: a result with numbers beyond all axes", "inspect run",
+         ("result.json", "curve"),
+         {"run/config.yaml": config(),
+          "run/result.json": f'{{"curve": [[1, {10**400}], [2, 3]]}}'}),
+    Case("config: a result with half a character", "inspect run", ("result.json", "surrogates"),
+         {"run/config.yaml": config(), "run/result.json": '{"name": "\\ud800"}'}),
     Case("config: a result that is nested without end", "inspect run", ("result.json", "deeply"),
          {"run/config.yaml": config(), "run/result.json": "[" * 100_000}),
     Case("config: a result that holds no numbers", "inspect run --examples 0", ("result.json",),
