@@ -40,8 +40,18 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("promise", PROMISES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+# A promise that takes training, longer than all others together; which tokenizers there are matters
+# least to it.
+TRAINED = "augmenting_used"
+READING = tuple(name for name in PROMISES if name != TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("case", "promise"),
+    [(case, name) for case in CASES for name in READING]
+    + [(case, TRAINED) for case in (CASES[0], CASES[2], CASES[3])],
+    ids=str,
+)
 def test_a_promise_is_kept_beside_another_tokenizer(case: Case, promise: str) -> None:
     with one_thread():
         CHECKS[promise](case)
@@ -146,7 +156,7 @@ FAULTS: dict[Callable[[Patch], None], tuple[Case, set[str]]] = {
 def test_fault_turns_exactly_its_promises_red(plant: Any, monkeypatch: Patch) -> None:
     case, expected = FAULTS[plant]
     plant(monkeypatch)
-    broken = broken_promises(replace(case))  # a fresh one: a case keeps its model
+    broken = broken_promises(replace(case), READING)  # a fresh one: a case keeps its model
     assert broken.keys() == expected, broken
 
 
@@ -176,8 +186,11 @@ class RealCase(Case):
         return anchor, [augmenting]
 
 
-@pytest.mark.parametrize("promise", PROMISES)
-@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+@pytest.mark.parametrize(
+    ("names", "promise"),
+    [(names, name) for names in PAIRS for name in READING] + [(PAIRS[0], TRAINED)],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
 def test_a_promise_is_kept_by_real_models(names: tuple[str, str], promise: str) -> None:
     if not (CHECKPOINTS / "checkpoints").is_dir():
         pytest.skip("no real checkpoints here; CALM_DATA names their folder")
