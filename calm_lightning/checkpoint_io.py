@@ -256,12 +256,12 @@ def _put_in_place(checkpoint: Mapping[str, Any], file: Path) -> None:
         sync_folder(file.parent)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
         temporary.unlink(missing_ok=True)
-        there = file.exists()
-        kept = f"The one before it is whole: {file}." if there else "There is none yet."
+        whole = [each for each in (file, previous(file)) if each.is_file() and seal_of(each)]
+        kept = f"The one before it is whole: {whole[0]}." if whole else "There is none yet."
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise CalmError(
             f"The checkpoint {file} could not be written: {reason}. {kept} Make room, then "
-            + ("go on with the same command and --resume." if there else "begin again.")
+            + ("go on with the same command and --resume." if whole else "begin again.")
         ) from error
 
 

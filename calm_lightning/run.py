@@ -40,8 +40,8 @@ from calm_lightning.callbacks import (
     ShowAnswers,
     WriteAnswers,
 )
-from calm_lightning.callbacks.dashboard import RunLogger
 from calm_lightning.callbacks.save_checkpoints import processes_of
+from calm_lightning.callbacks.tensorboard import RunLogger
 from calm_lightning.checkpoint_io import (
     LAST,
     SealedCheckpointIO,

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from calm_lightning.callbacks.look_inside import tag_of
@@ -28,20 +26,6 @@ _KEPT = "scores_before_training"
 
 _TOLD = ("model", "data", "trainer", "seed_everything")
 _TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
-
-
-class RunLogger(TensorBoardLogger):
-    """Lightning's logger without its hparams.yaml.
-
-    That file holds what `save_hyperparameters` collects and `log_hyperparams` is given. A run has
-    neither: its settings are in config.yaml, and TensorBoard has them from there (`Dashboard`). So
-    the file, which Lightning writes at the first `save` whatever there is to say, would be `{}`.
-    """
-
-    @override
-    @rank_zero_only
-    def save(self) -> None:
-        self.experiment.flush()
 
 
 class Dashboard(L.Callback):

@@ -1,13 +1,29 @@
-"""What the callbacks that write for TensorBoard have in common."""
+"""A run's logger, and what the callbacks that write for it have in common."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's logger without its hparams.yaml.
+
+    That file holds what `save_hyperparameters` collects and `log_hyperparams` is given. A run has
+    neither: its settings are in config.yaml, and TensorBoard has them from there (`Dashboard`). So
+    the file, which Lightning writes at the first `save` whatever there is to say, would be `{}`.
+    """
+
+    @override
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 def logger_of(trainer: L.Trainer) -> TensorBoardLogger | None:

@@ -16,8 +16,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from calm_lightning.callbacks import Dashboard, LookInside, MeasureTraining, ShowAnswers
-from calm_lightning.callbacks.dashboard import RunLogger, hyper_parameters
-from calm_lightning.callbacks.tensorboard import as_code, logger_of, markdown_table
+from calm_lightning.callbacks.dashboard import hyper_parameters
+from calm_lightning.callbacks.tensorboard import RunLogger, as_code, logger_of, markdown_table
 from calm_lightning.contracts import (
     CalmError,
     Composition,

@@ -116,6 +116,15 @@ def test_a_full_disk_leaves_what_was_there(last: Path, monkeypatch: pytest.Monke
     assert {file: file.read_bytes() for file in last.parent.iterdir()} == before
 
 
+def test_a_full_disk_names_the_checkpoint_that_is_whole(
+    last: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last.write_bytes(b"cut off")
+    monkeypatch.setattr(os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(CalmError, match=r"before it is whole: \S*last\.previous\.ckpt"):
+        save(last, 3)
+
+
 def test_what_is_read_back_otherwise_is_not_put_in_place(
     last: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
