@@ -8,6 +8,7 @@ does not know (data, scores) is kept beside it in `run.json` by whoever knows it
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,7 @@ def _only_table(text: str) -> str:
     return "\n\n".join(parts[first : first + 2]).strip()
 
 
+@cache  # it reads what every installed distribution says of itself
 def _versions(class_path: str) -> str:
     """The packages that made the model, that of the composition's plug-in among them."""
     plugin = packages_distributions().get(class_path.partition(".")[0], [])

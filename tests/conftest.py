@@ -9,8 +9,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Whatever our modules are the first to import would be compiled anew, by jaxtyping's import hook.
+import lightning.pytorch.cli  # noqa: F401
 import pytest
 import torch
+import torch.distributed.fsdp
+from transformers import AutoTokenizer, GenerationMixin, LlamaForCausalLM  # noqa: F401
 
 torch.set_num_threads(1)
 

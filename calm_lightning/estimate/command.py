@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import lightning as L
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
@@ -57,7 +57,7 @@ class EstimateCLI(CalmCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         # What else a config may hold that `calm fit` has saved.
-        parser.add_method_arguments(L.Trainer, "fit", skip={*self.subcommands()["fit"]})
+        parser.add_method_arguments(L.Trainer, "fit", skip={*LightningCLI.subcommands()["fit"]})
         for option, meaning in OPTIONS.items():
             parser.add_argument(f"--{option}", type=int | None, default=None, help=meaning)
         parser.add_argument("--gpu-memory", type=float, default=80.0, help="Of one GPU, in GiB.")

@@ -358,7 +358,7 @@ def test_an_attack_succeeds_outside_and_fails_inside(record: Record, name: str) 
     verdict = record.inside[name]
     assert verdict.outcome != "passed", verdict
     if name in HANGS:
-        assert verdict.outcome == "timeout"
+        assert verdict.outcome == "timeout", verdict
     if name not in record.outside:
         pytest.skip("held back inside; outside only root could do it, so it proves less")
     assert record.outside[name] is True, "it does not work outside either, so it proves nothing"

@@ -86,6 +86,22 @@ def f():
     assert judge(impatient, program, "assert f()", "f").outcome == "passed"
 
 
+def test_threads_that_hold_little_fit_into_the_memory(sandbox: Sandbox) -> None:
+    program = """
+import threading
+def f():
+    together = threading.Barrier(17)
+    def hold():
+        held = bytearray(10_000)
+        together.wait()
+    for _ in range(16):
+        threading.Thread(target=hold).start()
+    together.wait()
+    return True
+"""
+    assert judge(sandbox, program, "assert f()", "f").outcome == "passed"
+
+
 def test_verdicts_come_in_the_order_of_the_jobs_and_progress_is_told(sandbox: Sandbox) -> None:
     told: list[tuple[int, int]] = []
     jobs = [RIGHT, WRONG, WRONG, RIGHT, RIGHT, WRONG, RIGHT]

@@ -72,6 +72,7 @@ def enter(settings: BoxSettings, keep: Sequence[int], parent: int) -> None:
 
 
 def _limit(settings: BoxSettings) -> None:
+    kernel.share_one_heap()
     limits = {
         resource.RLIMIT_CPU: settings.cpu_seconds,
         resource.RLIMIT_AS: settings.memory_mib << 20,

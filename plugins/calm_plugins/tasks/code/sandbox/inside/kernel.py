@@ -11,6 +11,7 @@ _SIGKILL = 9
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITIES_VERSION_3 = 0x20080522
 _UMOUNT_DETACH = 2
+_M_ARENA_MAX = -8
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SYS_MOUNT_SETATTR, _SYS_PIVOT_ROOT = 442, 155  # x86-64's numbers, as seccomp.py's
 
@@ -65,6 +66,16 @@ def be_dumpable(yes: bool) -> None:
 def no_new_privileges() -> None:
     """Let no program that is started give back what was given up; the next layers ask for it."""
     _prctl("no new privileges", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def share_one_heap() -> None:
+    """Let all threads to come allocate from one heap.
+
+    glibc reserves 64 MiB of address space for the heap of each thread, and 128 for a moment: a few
+    threads that hold next to nothing would run into a limit on it, or not, as it happens.
+    """
+    if hasattr(_LIBC, "mallopt"):  # other libraries know no such heaps
+        _LIBC.mallopt(_M_ARENA_MAX, 1)
 
 
 def drop_capabilities() -> None:
