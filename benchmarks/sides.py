@@ -11,6 +11,7 @@ from typing_extensions import override
 import calm_lightning as calm
 from benchmarks.pairs import Pair
 from calm_lightning.collate import IGNORED
+from calm_lightning.compiling import CompiledLayers
 from calm_lightning.composed import ComposedModel
 from calm_lightning.composed.head import mean_loss
 
@@ -78,6 +79,22 @@ class Composed(Side):
     @override
     def model(self) -> nn.Module:
         return self.composed
+
+
+class ComposedCompiled(Composed):
+    """This project with `model.compile`."""
+
+    name = "calm-lightning, compiled"
+    generates = False  # as without
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__(pair)
+        self.layers = CompiledLayers(self.composed.backbones)
+
+    @override
+    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        with self.layers.at_work():
+            return super().loss(ids, mask, labels)
 
 
 class Alone(Side):
@@ -166,6 +183,23 @@ class Floor(Alone):
         return output + self.map(self.states)
 
 
+class FloorCompiled(Floor):
+    """The same with compiled layers."""
+
+    name = "floor, compiled"
+    note = ""
+    generates = False
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__(pair)
+        self.layers = CompiledLayers([self.anchor, *self.augmenting])
+
+    @override
+    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        with self.layers.at_work():
+            return super().loss(ids, mask, labels)
+
+
 class LoRA(Side):
     """Low-rank adapters of rank 8 on every linear layer of the anchor, by peft."""
 
@@ -252,7 +286,9 @@ class Logits(nn.Module):
 
 SIDES: dict[str, type[Side]] = {
     "calm": Composed,
+    "calm_compiled": ComposedCompiled,
     "floor": Floor,
+    "floor_compiled": FloorCompiled,
     "anchor": Alone,
     "lora": LoRA,
     "calm_pytorch": CalmPytorch,

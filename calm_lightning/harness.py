@@ -52,6 +52,27 @@ class HarnessModel(HFLM):
         self._answer_length = None
         return answers
 
+    @override
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        mask = generation_kwargs.pop("attention_mask")
+        # As lm_eval has it: no temperature, or one of 0, asks for the likeliest token.
+        if not generation_kwargs.get("temperature"):
+            generation_kwargs.pop("temperature", None)
+            generation_kwargs.setdefault("do_sample", False)
+        answers = self.language_model.answer_ids(
+            {"input_ids": context, "attention_mask": mask},
+            stop,
+            max_new_tokens=max_length - context.shape[1],
+            pad_token_id=self.tokenizer.pad_token_id,
+            **generation_kwargs,
+        )
+        rows = [torch.tensor(answer, device=context.device) for answer in answers]
+        fill = self.tokenizer.pad_token_id
+        new = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+        return torch.cat([context, new], dim=1)
+
     def prompt_mask(self, input_ids: Tensor) -> Tensor | None:
         """True at tokens of the prompt, where a model has to know; the last token is cut off."""
         if self._answer_length is None:
@@ -74,6 +95,3 @@ class _AsTransformers:
         if (mask := self.asker.prompt_mask(input_ids)) is not None:
             more["prompt_mask"] = mask
         return self.language_model(input_ids=input_ids, **more)
-
-    def generate(self, **batch_and_options: Any) -> Any:
-        return self.language_model.generate(**batch_and_options)

@@ -215,30 +215,44 @@ class TextModel(LanguageModel):
     ) -> list[str]:
         """What follows each row of a batch of prompts, as text."""
         tokenizer = self.anchor_backbone.require_tokenizer()
-        device = next(self.anchor_backbone.model.parameters()).device
         new = generation_kwargs.get("max_new_tokens")
         if new is not None:
             rows = [Row(ids, len(ids)) for ids in _without_padding(batch)]
             for backbone in self.readers:
                 check_fits(rows, backbone.context, backbone.name, new)
+        answers = self.answer_ids(batch, stop, **generation_kwargs)
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [_cut(text, stop) for text in texts]
+
+    @torch.no_grad()
+    def answer_ids(
+        self, batch: Mapping[str, Tensor], stop: Sequence[str] = (), **generation_kwargs: Any
+    ) -> list[list[int]]:
+        """The new tokens of each row; behind the end of an answer there may be others.
+
+        Args:
+            batch: `input_ids` and `attention_mask`, [rows, columns], padded on the left.
+            stop: Texts that end an answer.
+            generation_kwargs: As `generate` takes them.
+        """
+        tokenizer = self.anchor_backbone.require_tokenizer()
+        device = next(self.anchor_backbone.model.parameters()).device
         options: dict[str, Any] = {"pad_token_id": self.pad_id, **generation_kwargs}
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        prompt = batch["input_ids"].shape[1]
         read: dict[str, Any] = {}
         if self.reads_prompts_ahead:
             read = read_once(self, self.anchor_backbone.model.forward, batch, options)
             if can_leave(self, options):
-                answers = answers_of(self, batch, options, stop, read.get("past_key_values"))
-                texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-                return [_cut(text, stop) for text in texts]
+                return answers_of(self, batch, options, stop, read.get("past_key_values"))
         if stop:
-            ends = StopAtText(tokenizer, stop, batch["input_ids"].shape[1])
+            ends = StopAtText(tokenizer, stop, prompt)
             options["stopping_criteria"] = StoppingCriteriaList([ends])
         sequences = self.generate(**batch, **options, **read)
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
-        new_ids = sequences[:, batch["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        return [_cut(text, stop) for text in texts]
+        answers: list[list[int]] = sequences[:, prompt:].tolist()
+        return answers
 
     @override
     @torch.no_grad()

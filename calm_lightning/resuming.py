@@ -88,3 +88,25 @@ def _is_free(name: str) -> bool:
         return True
     backbone = name.startswith(("model.anchor.", "model.augmenting."))
     return backbone and name.rpartition(".")[2] in _IDENTITY
+
+
+SCORES_BEFORE = "scores_before_training"
+"""Key in a checkpoint. Not in a callback's state: where such a callback is not, Lightning warns."""
+
+
+def scores_before(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Validation scores of the run before it was trained; none if it was not looked.
+
+    Raises:
+        CalmError: If something else is found in their place.
+    """
+    said = checkpoint.get(SCORES_BEFORE, {})
+    if isinstance(said, dict) and all(
+        isinstance(name, str) and isinstance(value, float) for name, value in said.items()
+    ):
+        return said
+    raise CalmError(
+        f"The checkpoint's {SCORES_BEFORE} are not numbers by their names, but "
+        f"{str(said)[:200]!r}. It is damaged, or was not written by `calm fit`. Nothing was "
+        "changed."
+    )

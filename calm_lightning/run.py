@@ -132,7 +132,7 @@ class CalmCLI(LightningCLI):
                 **kwargs,
             )
 
-    _before: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
+    _saving: SaveModel | None = None
     _checkpoint: Path | None = None  # to go on with, and what it holds of the run's settings
     _its_settings: dict[str, Any] | None = None
     _begun = TrainingBegun()
@@ -292,7 +292,8 @@ class CalmCLI(LightningCLI):
         if self.subcommand and config.run:
             folder = config.run
             if self.subcommand == "fit":
-                extra.append(SaveModel(os.path.join(folder, "model")))
+                self._saving = SaveModel(os.path.join(folder, "model"))
+                extra.append(self._saving)
                 if config.trainer.enable_checkpointing is not False:
                     checkpoints = os.path.join(folder, "checkpoints")
                     often = config.checkpoint_steps, config.checkpoint_minutes
@@ -358,7 +359,6 @@ class CalmCLI(LightningCLI):
         ):
             return
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        self._before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         if self.trainer.received_sigterm:  # during the last batch, after which nothing asks
             raise SIGTERMException
 
@@ -389,8 +389,8 @@ class CalmCLI(LightningCLI):
         run = self.config[self.config.subcommand].run
         if not self.trainer.is_global_zero:
             return
-        if self._before:
-            print_change(self._before, self.trainer.callback_metrics)
+        if self._saving is not None:
+            print_change(self._saving.before, self.trainer.callback_metrics)
         if run:
             whole = Path(run, "model", "config.json").is_file()  # an adapter alone answers nothing
             print(

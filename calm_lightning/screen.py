@@ -73,10 +73,15 @@ def print_scores(
 
 
 def print_change(before: Mapping[str, float], after: Mapping[str, Any]) -> None:
-    """Every validation score before and after training, where both are known."""
+    """Every validation score before and after training, where both are known.
+
+    Args:
+        before: By name.
+        after: The metrics of a trainer, where such names begin with `val/`.
+    """
     table = Table("validation", "before", "after", title_justify="left", box=None)
-    for key, value in before.items():
-        if key.startswith("val/") and key in after and "=" not in key:
-            table.add_row(key.removeprefix("val/"), f"{value:.4f}", f"{float(after[key]):.4f}")
+    for name, value in before.items():
+        if (now := after.get(f"val/{name}")) is not None and "=" not in name:
+            table.add_row(name, f"{value:.4f}", f"{float(now):.4f}")
     if table.rows:
         _console().print(table)

@@ -14,14 +14,13 @@ from typing_extensions import override
 from calm_lightning.callbacks.look_inside import tag_of
 from calm_lightning.callbacks.tensorboard import logger_of, markdown_table, writer_of
 from calm_lightning.composed import ComposedModel
-from calm_lightning.contracts import CalmError
+from calm_lightning.resuming import SCORES_BEFORE, scores_before
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Layout = dict[str, dict[str, list[Any]]]
 
-_KEPT = "scores_before_training"
 """In checkpoints."""
 
 _TOLD = ("model", "data", "trainer", "seed_everything")
@@ -91,14 +90,13 @@ class Dashboard(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        # A key of its own: Lightning warns of a callback's state wherever the callback is not.
-        checkpoint[_KEPT] = self._before
+        checkpoint[SCORES_BEFORE] = self._before
 
     @override
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        self._before = _numbers(checkpoint.get(_KEPT, {}))
+        self._before = scores_before(checkpoint)
 
     def _tell(
         self,
@@ -135,17 +133,6 @@ def _scores(trainer: L.Trainer, stage: str) -> dict[str, float]:
         for name, value in trainer.callback_metrics.items()
         if name.startswith(stage) and "=" not in name
     }
-
-
-def _numbers(said: Any) -> dict[str, float]:
-    if isinstance(said, dict) and all(
-        isinstance(name, str) and isinstance(value, float) for name, value in said.items()
-    ):
-        return said
-    raise CalmError(
-        f"The checkpoint's {_KEPT} are not numbers by their names, but {str(said)[:200]!r}. It is "
-        "damaged, or was not written by `calm fit`. Nothing was changed."
-    )
 
 
 def _headlines(module: Any) -> list[str]:

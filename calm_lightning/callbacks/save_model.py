@@ -14,6 +14,7 @@ from calm_lightning.card import add_facts
 from calm_lightning.checkpoint import holds_composition
 from calm_lightning.checkpoint_io import sync_folder, sync_tree
 from calm_lightning.contracts import CalmError
+from calm_lightning.resuming import scores_before
 from calm_lightning.sharding import whole
 
 
@@ -22,16 +23,25 @@ class SaveModel(L.Callback):
 
     Args:
         folder: Where to.
+
+    Attributes:
+        before: Validation scores before training, also in a run that goes on.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._before: dict[str, float] = {}
+        self.before: dict[str, float] = {}
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:  # `calm fit` looks before it trains
-            self._before = _validation_scores(trainer)
+            self.before = _validation_scores(trainer)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        self.before = scores_before(checkpoint)
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -65,7 +75,7 @@ class SaveModel(L.Callback):
             config = folder.parent / "config.yaml"
             said = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
             scores = _validation_scores(trainer)
-            add_facts(partial, data=said.get("data"), validation=scores, before=self._before)
+            add_facts(partial, data=said.get("data"), validation=scores, before=self.before)
         sync_tree(partial)
         partial.replace(folder)
         sync_folder(folder.parent)

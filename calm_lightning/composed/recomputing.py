@@ -1,16 +1,16 @@
 """Activation checkpointing of frozen layers: less memory in training, for a second pass."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from calm_lightning.compiling import forwards_replaced
 
-@contextmanager
-def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
+
+def recomputed(layers: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """While it is active, layers keep only what they are given, and run again for the gradient.
 
     `Training Deep Nets with Sublinear Memory Cost <https://arxiv.org/abs/1604.06174>`_, by torch's
@@ -21,16 +21,8 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
     Args:
         layers: They must draw nothing at random: frozen ones, whose dropout is off.
     """
-    before: list[tuple[nn.Module, Any]] = []
-    for layer in layers:
-        before.append((layer, layer.__dict__.get("forward")))  # of libraries that offload weights
-        again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        layer.forward = again
-    try:
-        yield
-    finally:
-        for layer, own in before:
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own
+
+    def again(layer: nn.Module) -> partial[object]:
+        return partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+    return forwards_replaced(layers, again)

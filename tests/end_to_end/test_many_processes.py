@@ -314,6 +314,7 @@ REWRITING = (
 FITS = {
     "other tokens": (f"--model.augmenting=[{{path: {MODELS / 'augmenting_pairs'}}}]",),
     "recomputed": ("--model.recompute=true",),
+    "compiled": ("--model.compile=true",),
 }
 
 

@@ -85,10 +85,15 @@ SETUPS: dict[str, tuple[tuple[str, ...], Sequence[int]]] = {
     "stopped early, validation behind a checkpoint": (
         ("--trainer.val_check_interval=2", "--trainer.max_steps=40", *EARLY), (4, 9)),
     "dropout": ((*UNSEEN, *DROPOUT), (3, 6)),
+    "compiled": ((*UNSEEN, "--model.compile=true"), (3, 6)),
 }  # fmt: skip
+SLOW = ("compiled",)
 
 
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SETUPS]
+)
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(
     fit: Any, tmp_path: Path, stop_at: Any, name: str
 ) -> None:
@@ -155,6 +160,19 @@ def test_a_run_and_resume_are_enough(calm: Any, run: Path) -> None:
     assert config == before  # neither ckpt_path nor resume: they were of that command
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 8
+
+
+def test_scores_before_training_outlive_a_stop(fit: Any, stop_at: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ("--trainer.max_steps=4", "--trainer.val_check_interval=4", "--checkpoint_steps=1")
+    stop_at(2, "power cut")
+    with pytest.raises(PowerCut):
+        fit(run, *words)
+    stop_at(None, "")
+    outcome = fit(run, *words, "--resume")
+    assert "before" in outcome.out
+    facts = json.loads((run / "model" / "run.json").read_text())
+    assert facts["before"].keys() == facts["validation"].keys()
 
 
 def test_a_broken_newest_checkpoint_is_named_and_the_one_before_it_used(

@@ -122,6 +122,33 @@ def test_likelihoods_are_the_models_own(model: ComposedModel) -> None:
         assert [nats for nats, _ in said] == pytest.approx(own, rel=1e-4)
 
 
+def test_answers_are_lm_evals_own_and_rows_that_have_ended_leave(model: ComposedModel) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from calm_lightning.harness import HarnessModel
+
+    anchor = PlainModel(model.anchor_backbone, lambda _: None)
+    (first,) = anchor.generate_text([QUESTIONS[0]], max_new_tokens=40, do_sample=False)
+    how = {"until": [first[1]], "max_gen_toks": 40, "do_sample": False}
+    prompts = [*QUESTIONS[:4], QUESTIONS[0]]
+    requests = [Instance("generate_until", {}, (prompt, how), 0) for prompt in prompts]
+    plain = HFLM(pretrained=model.anchor, tokenizer=tiny_tokenizer(), max_length=64, batch_size=5)
+    expected = plain.generate_until(requests)
+    assert len(set(map(len, expected))) > 1  # they end at different places
+    rows: list[int] = []
+    count = model.anchor_backbone.layers[0].register_forward_hook(
+        lambda layer, args, output: rows.append(len(args[0]))
+    )
+    try:
+        said = HarnessModel(anchor, 5, 64).generate_until(requests)
+    finally:
+        count.remove()
+    assert said == expected
+    assert rows[0] == 4  # a prompt that is asked twice is read once
+    assert min(rows) < 4
+
+
 def test_the_model_is_as_it_was(tasks: Path) -> None:
     model, ids = make(), torch.tensor([[5, 6, 7]])
     model.anchor_backbone.require_tokenizer().padding_side = "right"

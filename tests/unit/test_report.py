@@ -380,7 +380,7 @@ def test_questions_without_room_are_named(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_change_is_shown_where_both_are_known(capsys: pytest.CaptureFixture[str]) -> None:
-    screen.print_change({"val/a/loss": 2.0, "val/b/loss": 1.0, "other": 1.0}, {"val/a/loss": 1.0})
+    screen.print_change({"a/loss": 2.0, "b/loss": 1.0}, {"val/a/loss": 1.0})
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["a/loss", "2.0000", "1.0000"] in rows
     assert not any(row[:1] == ["b/loss"] for row in rows)

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import calm_lightning as calm
 from calm_lightning.composed import ComposedModel
-from calm_lightning.composed.recomputing import recomputed
 from calm_lightning.contracts import CalmError
 from calm_lightning.module import CalmModule
 from calm_lightning.testing import TinySource, tiny_backbone
@@ -60,15 +59,6 @@ def test_layers_are_as_they_were_afterwards(model: ComposedModel) -> None:
     model.recompute = True
     learn(model)
     assert not any("forward" in layer.__dict__ for layer in model.anchor_backbone.layers)
-
-
-def test_a_forward_of_ones_own_is_kept() -> None:
-    layer = nn.Linear(2, 2)
-    own = layer.forward
-    layer.forward = own  # type: ignore[method-assign]
-    with recomputed([layer]):
-        assert layer.forward is not own
-    assert layer.__dict__["forward"] is own
 
 
 def test_what_trains_through_no_frozen_layers_is_refused() -> None:

@@ -1,0 +1,94 @@
+"""Layers of the backbones, compiled by torch for training."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from calm_lightning.backbone import Backbone
+from calm_lightning.contracts import CalmError
+
+_VARIANTS = 64
+"""Of a layer's code that are compiled: layers that are told apart, with a mask and without, with a
+gradient and without. Beyond torch's own limit of 8 it would quietly go on uncompiled."""
+
+
+@contextmanager
+def forwards_replaced(
+    layers: Iterable[nn.Module], by: Callable[[nn.Module], Callable[..., Any]]
+) -> Iterator[None]:
+    """While it is active, layers compute by other functions; hooks on them are called as ever.
+
+    Args:
+        layers: They.
+        by: What takes the place of a layer's `forward`.
+    """
+    before: list[tuple[nn.Module, Any]] = []
+    try:
+        for layer in layers:
+            other = by(layer)
+            before.append((layer, layer.__dict__.get("forward")))  # of libraries that offload
+            layer.forward = other
+        yield
+    finally:
+        for layer, own in before:
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
+
+
+class CompiledLayers:
+    """The layers of some models, of which compiled versions can take the place.
+
+    One layer is compiled at a time, without the hooks on it, by which states are read and added:
+    what is compiled is small and alike for all layers of a kind. What torch makes of it is another
+    order of the same float operations, so losses stay the same but for rounding.
+
+    Args:
+        backbones: The models.
+        backend: Of `torch.compile`.
+    """
+
+    def __init__(
+        self, backbones: Iterable[Backbone], backend: str | Callable[..., Any] = "inductor"
+    ) -> None:
+        self._backend = backend
+        self._layers = list(dict.fromkeys(layer for b in backbones for layer in b.layers))
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While it is active they take the place of the layers.
+
+        Meant for training: there must be no caches.
+
+        Raises:
+            CalmError: If there is no compiler, or it fails.
+        """
+        try:
+            with (
+                torch._dynamo.config.patch(recompile_limit=_VARIANTS),
+                forwards_replaced(self._layers, self._of),
+            ):
+                yield
+        except BackendCompilerFailed as error:
+            cause = error.inner_exception
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0].rstrip(".")
+            raise CalmError(
+                f"model.compile: torch.compile failed ({reason}). It needs a C++ compiler (g++ or "
+                "clang++) on a processor, Triton on a GPU. Install that, or leave model.compile "
+                "out."
+            ) from error
+
+    def _of(self, layer: nn.Module) -> Callable[..., Any]:
+        if layer not in self._compiled:
+            # For any length at once: what a length is compiled to must not depend on which came
+            # first, or a run that goes on where it was stopped would be another one.
+            self._compiled[layer] = torch.compile(
+                layer.forward, dynamic=True, backend=self._backend
+            )
+        return self._compiled[layer]
