@@ -90,7 +90,6 @@ SETUPS: dict[str, tuple[tuple[str, ...], Sequence[int]]] = {
 SLOW = ("compiled",)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SETUPS]
 )

@@ -18,9 +18,6 @@ from calm_plugins.compositions.cross_attention import CrossAttention
 from calm_plugins.compositions.lora import LoRA
 from calm_plugins.compositions.single import Single
 
-# Dynamo asks every tensor for its gradient, and hides the warning; here warnings are errors.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-
 Graphs = list[int]
 
 
