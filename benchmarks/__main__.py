@@ -11,7 +11,7 @@ from benchmarks.measuring import clock_of
 from benchmarks.pairs import PAIRS
 from benchmarks.profiling import print_profile
 from benchmarks.report import METHOD, conditions, print_table, summary, write
-from benchmarks.sides import SIDES
+from benchmarks.sides import PLAIN
 from calm_lightning.compare import commit
 
 
@@ -19,7 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--pair", choices=PAIRS, default="small")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=PLAIN, default=list(PLAIN))
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="beside each side the same with layers that torch compiles; of training and memory",
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")
     parser.add_argument("--threads", type=int, default=1)
@@ -36,7 +41,8 @@ def main() -> None:
     torch.set_num_threads(said.threads)
     name, clock = clock_of(said.threads, elsewhere)
     pair = PAIRS[said.pair]
-    setting = Setting(pair, said.sides, said.rounds, said.warm_up, clock, said.axes, said.lengths)
+    sides = said.sides + [f"{name}_compiled" for name in said.sides if said.compiled]
+    setting = Setting(pair, sides, said.rounds, said.warm_up, clock, said.axes, said.lengths)
     if said.profile:
         for side, work in pieces(said.job, setting):
             print_profile(side.name, side.everything(), work)

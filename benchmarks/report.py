@@ -29,7 +29,7 @@ def summary(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     beside = {each.side: each for each in rows if (each.quantity, each.at) == place}
     told["ratios"] = {
         name: quartiles(ratios(row.values, beside[name].values))
-        for name in dict.fromkeys((row.reference, Composed.name))
+        for name in dict.fromkeys((row.reference, f"{row.reference}, compiled", Composed.name))
         if name in beside
     }
     if row.rate is not None:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 import calm_lightning as calm
 from benchmarks.pairs import Pair
+from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED
 from calm_lightning.compiling import CompiledLayers
 from calm_lightning.composed import ComposedModel
@@ -30,6 +31,7 @@ class Side(ABC):
 
     def __init__(self, pair: Pair) -> None:
         self.anchor = pair.build_anchor()
+        self.augmenting: list[Backbone] = []
 
     @property
     @abstractmethod
@@ -69,9 +71,9 @@ class Composed(Side):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
-        augmenting = [pair.build_augmenting(number) for number in range(pair.models)]
+        self.augmenting = [pair.build_augmenting(number) for number in range(pair.models)]
         composition = calm.CrossAttention(pair.wiring, num_heads=pair.heads)
-        composed = calm.compose(self.anchor, augmenting, composition)
+        composed = calm.compose(self.anchor, self.augmenting, composition)
         assert isinstance(composed, ComposedModel)
         self.composed = composed.train()
 
@@ -79,22 +81,6 @@ class Composed(Side):
     @override
     def model(self) -> nn.Module:
         return self.composed
-
-
-class ComposedCompiled(Composed):
-    """This project with `model.compile`."""
-
-    name = "calm-lightning, compiled"
-    generates = False  # as without
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__(pair)
-        self.layers = CompiledLayers(self.composed.backbones)
-
-    @override
-    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        with self.layers.at_work():
-            return super().loss(ids, mask, labels)
 
 
 class Alone(Side):
@@ -183,23 +169,6 @@ class Floor(Alone):
         return output + self.map(self.states)
 
 
-class FloorCompiled(Floor):
-    """The same with compiled layers."""
-
-    name = "floor, compiled"
-    note = ""
-    generates = False
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__(pair)
-        self.layers = CompiledLayers([self.anchor, *self.augmenting])
-
-    @override
-    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        with self.layers.at_work():
-            return super().loss(ids, mask, labels)
-
-
 class LoRA(Side):
     """Low-rank adapters of rank 8 on every linear layer of the anchor, by peft."""
 
@@ -233,7 +202,7 @@ class CalmPytorch(Side):
         from CALM_pytorch import CALM, AugmentParams
 
         super().__init__(pair)
-        augmenting = [pair.build_augmenting(number) for number in range(pair.models)]
+        self.augmenting = [pair.build_augmenting(number) for number in range(pair.models)]
         self.composed = CALM(
             Logits(self.anchor.model),
             [
@@ -242,7 +211,7 @@ class CalmPytorch(Side):
                     transformer_blocks=list(backbone.layers),
                     connections=tuple((source + 1, target + 1) for source, target in pair.wiring),
                 )
-                for backbone in augmenting
+                for backbone in self.augmenting
             ],
             attn_kwargs={
                 "linear_project_context": True,
@@ -284,16 +253,37 @@ class Logits(nn.Module):
         return cast(Tensor, self.model(ids).logits)
 
 
-SIDES: dict[str, type[Side]] = {
+PLAIN: dict[str, type[Side]] = {
     "calm": Composed,
-    "calm_compiled": ComposedCompiled,
     "floor": Floor,
-    "floor_compiled": FloorCompiled,
     "anchor": Alone,
     "lora": LoRA,
     "calm_pytorch": CalmPytorch,
     "full": Full,
 }
+
+
+def compiled(kind: type[Side]) -> type[Side]:
+    """The same side in training with layers that torch compiles, as `model.compile` has it."""
+
+    class Compiled(kind):  # type: ignore[valid-type, misc]
+        name = f"{kind.name}, compiled"
+        note = ""
+        generates = False  # it would as without
+
+        def __init__(self, pair: Pair) -> None:
+            super().__init__(pair)
+            self.compiled_layers = CompiledLayers([self.anchor, *self.augmenting])
+
+        @override
+        def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+            with self.compiled_layers.at_work():
+                return cast(Tensor, super().loss(ids, mask, labels))
+
+    return Compiled
+
+
+SIDES = PLAIN | {f"{name}_compiled": compiled(kind) for name, kind in PLAIN.items()}
 
 
 def build(names: list[str], pair: Pair) -> tuple[dict[str, Side], list[str]]:

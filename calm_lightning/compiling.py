@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._functorch.config
+import torch._inductor.config
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
@@ -12,8 +14,9 @@ from calm_lightning.backbone import Backbone
 from calm_lightning.contracts import CalmError
 
 _VARIANTS = 64
-"""Of a layer's code that are compiled: layers that are told apart, with a mask and without, with a
-gradient and without. Beyond torch's own limit of 8 it would quietly go on uncompiled."""
+"""Of all layers' code that are compiled, for transformers runs them all through one function: kinds
+of layers, with a mask and without, with a gradient and without. Beyond torch's own limit of 8 it
+would go on uncompiled."""
 
 
 @contextmanager
@@ -46,7 +49,8 @@ class CompiledLayers:
 
     One layer is compiled at a time, without the hooks on it, by which states are read and added:
     what is compiled is small and alike for all layers of a kind. What torch makes of it is another
-    order of the same float operations, so losses stay the same but for rounding.
+    order of the same float operations, so losses stay the same but for rounding; what is drawn at
+    random is drawn as ever.
 
     Args:
         backbones: The models.
@@ -64,7 +68,7 @@ class CompiledLayers:
     def at_work(self) -> Iterator[None]:
         """While it is active they take the place of the layers.
 
-        Meant for training: there must be no caches.
+        Meant for training: there must be no caches. Only one such context may be active at a time.
 
         Raises:
             CalmError: If there is no compiler, or it fails.
@@ -72,6 +76,9 @@ class CompiledLayers:
         try:
             with (
                 torch._dynamo.config.patch(recompile_limit=_VARIANTS),
+                torch._inductor.config.patch(fallback_random=True),
+                # With the forward pass, so that what fails is told here.
+                torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
                 forwards_replaced(self._layers, self._of),
             ):
                 yield

@@ -23,7 +23,7 @@ PIECE = 16
 """Tokens that are written before it is looked who has ended; a call of `generate` costs about as
 much as one or two."""
 
-_UNDERSTOOD = {"max_new_tokens", "pad_token_id"}
+_UNDERSTOOD = {"max_new_tokens", "pad_token_id", "eos_token_id"}
 _USUAL = {"do_sample": False, "num_beams": 1, "use_cache": True, "num_return_sequences": 1}
 _HARMLESS = {
     # Settings of a model that say nothing about how long an answer has become
@@ -77,7 +77,7 @@ def answers_of(
     """
     tokenizer = model.anchor_backbone.require_tokenizer()
     ids, mask, prompt = batch["input_ids"], batch["attention_mask"], batch["input_ids"].shape[1]
-    ends = torch.tensor(_end_tokens(model), device=ids.device)
+    ends = torch.tensor(end_tokens(model, options), device=ids.device)
     rows = torch.arange(len(ids))  # which prompt each row of the batch belongs to
     answers: list[list[int]] = [[]] * len(ids)
     left: int = options["max_new_tokens"]
@@ -108,6 +108,12 @@ def answers_of(
             ids, mask, rows = ids[going], mask[going], rows[going.cpu()]
 
 
-def _end_tokens(model: "TextModel") -> list[int]:
-    end = settings_of(model).eos_token_id
+def end_tokens(model: "TextModel", options: Mapping[str, Any]) -> list[int]:
+    """The tokens that end an answer.
+
+    Args:
+        model: Who answers.
+        options: Of `generate`.
+    """
+    end = asked(model, options, "eos_token_id")
     return [] if end is None else [end] if isinstance(end, int) else list(end)

@@ -57,16 +57,16 @@ class HarnessModel(HFLM):
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
         mask = generation_kwargs.pop("attention_mask")
-        # As lm_eval has it: no temperature, or one of 0, asks for the likeliest token.
-        if not generation_kwargs.get("temperature"):
-            generation_kwargs.pop("temperature", None)
+        if generation_kwargs.setdefault("temperature", 0.0) == 0.0:  # as lm_eval has it
             generation_kwargs.setdefault("do_sample", False)
+            if not generation_kwargs["do_sample"]:
+                del generation_kwargs["temperature"]
         answers = self.language_model.answer_ids(
             {"input_ids": context, "attention_mask": mask},
             stop,
             max_new_tokens=max_length - context.shape[1],
             pad_token_id=self.tokenizer.pad_token_id,
-            **generation_kwargs,
+            **{"use_cache": True, **generation_kwargs},
         )
         rows = [torch.tensor(answer, device=context.device) for answer in answers]
         fill = self.tokenizer.pad_token_id

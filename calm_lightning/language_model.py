@@ -18,10 +18,10 @@ from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, Row, check_fits, pad_left, pad_right, tokenize
 from calm_lightning.contracts import CalmError, LanguageModel
 from calm_lightning.drafting import drafted_by
-from calm_lightning.finished_rows import answers_of, can_leave
+from calm_lightning.finished_rows import answers_of, can_leave, end_tokens
 from calm_lightning.packing import packed
 from calm_lightning.shared_prompts import read_once
-from calm_lightning.stopping import StopAtText
+from calm_lightning.stopping import StopAtText, ending_tokens
 
 
 class TextModel(LanguageModel):
@@ -46,6 +46,11 @@ class TextModel(LanguageModel):
     def readers(self) -> tuple[Backbone, ...]:
         """Every backbone that reads the anchor's tokens, so that they must fit its context."""
         return (self.anchor_backbone,)
+
+    @property
+    def trained_through(self) -> tuple[Backbone, ...]:
+        """The backbones that run in training, whose layers can be compiled."""
+        return (self.anchor_backbone, *self.frozen_backbones)
 
     @property
     def mixes_rows(self) -> bool:
@@ -228,31 +233,35 @@ class TextModel(LanguageModel):
     def answer_ids(
         self, batch: Mapping[str, Tensor], stop: Sequence[str] = (), **generation_kwargs: Any
     ) -> list[list[int]]:
-        """The new tokens of each row; behind the end of an answer there may be others.
+        """The new tokens of each row as far as its end token; others may follow a stop text.
 
         Args:
             batch: `input_ids` and `attention_mask`, [rows, columns], padded on the left.
-            stop: Texts that end an answer.
+            stop: Texts that end an answer; special tokens may be among them.
             generation_kwargs: As `generate` takes them.
         """
         tokenizer = self.anchor_backbone.require_tokenizer()
         device = next(self.anchor_backbone.model.parameters()).device
         options: dict[str, Any] = {"pad_token_id": self.pad_id, **generation_kwargs}
+        last, stop = ending_tokens(tokenizer, stop)
+        last = list(dict.fromkeys([*end_tokens(self, options), *last]))
+        if last:
+            options["eos_token_id"] = last
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         prompt = batch["input_ids"].shape[1]
         read: dict[str, Any] = {}
         if self.reads_prompts_ahead:
             read = read_once(self, self.anchor_backbone.model.forward, batch, options)
             if can_leave(self, options):
-                return answers_of(self, batch, options, stop, read.get("past_key_values"))
+                cache = read.get("past_key_values")
+                return _ended(answers_of(self, batch, options, stop, cache), last)
         if stop:
             ends = StopAtText(tokenizer, stop, prompt)
             options["stopping_criteria"] = StoppingCriteriaList([ends])
         sequences = self.generate(**batch, **options, **read)
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
-        answers: list[list[int]] = sequences[:, prompt:].tolist()
-        return answers
+        return _ended(sequences[:, prompt:].tolist(), last)
 
     @override
     @torch.no_grad()
@@ -364,6 +373,12 @@ def _without_padding(batch: dict[str, Tensor]) -> list[list[int]]:
     """The ids of every prompt of a batch."""
     pairs = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
     return [ids[real].tolist() for ids, real in pairs]
+
+
+def _ended(answers: Sequence[list[int]], last: Sequence[int]) -> list[list[int]]:
+    """Answers without what fills their rows up behind the first of the tokens that end them."""
+    ends = (next((n for n, t in enumerate(ids, 1) if t in last), len(ids)) for ids in answers)
+    return [ids[:end] for ids, end in zip(answers, ends, strict=True)]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -154,7 +154,7 @@ class CalmModule(L.LightningModule):
         self.start_from = start_from
         self.disturb = disturb
         self.recompute = recompute
-        self.compiles = compile
+        self.compile_layers = compile  # nn.Module has a method of the other name
         self.cache_states = cache_states
         self.pack = pack
         self.steps = math.inf  # of the run, once it is known
@@ -232,13 +232,14 @@ class CalmModule(L.LightningModule):
                     "ours. Leave model.recompute out."
                 )
             model.recompute = True
-        if self.compiles:
-            if not isinstance(model, TextModel):
+        if self.compile_layers:
+            run = model.trained_through if isinstance(model, TextModel) else ()
+            if not run:
                 raise CalmError(
-                    f"compile: the layers of a {type(model).__name__} are not known. Leave "
-                    "model.compile out."
+                    f"compile: the layers that {self.composition!r} trains through are not known. "
+                    "Leave model.compile out."
                 )
-            self._compiled = CompiledLayers((model.anchor_backbone, *model.frozen_backbones))
+            self._compiled = CompiledLayers(run)
         if self.pack is not None:
             self._check_packs()
 

@@ -1,4 +1,4 @@
-"""Going on with a run: which settings must be the same, and which runs cannot go on."""
+"""Going on with a run: which settings must be the same, and what is known of its beginning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +19,9 @@ _FREE = {
 }  # fmt: skip
 # Of a backbone: which one it is. That is checked by the hash of its weights, wherever they are.
 _IDENTITY = {"path", "weights", "seed", "revision"}
+
+SCORES_BEFORE = "scores_before_training"
+"""Key in a checkpoint. Not in a callback's state: where such a callback is not, Lightning warns."""
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +72,24 @@ def refuse_other_settings(saved: Mapping[str, Any], own: Mapping[str, Any], orig
         )
 
 
+def scores_before(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Validation scores of the run before it was trained; none if it was not looked.
+
+    Raises:
+        CalmError: If something else is found in their place.
+    """
+    said = checkpoint.get(SCORES_BEFORE, {})
+    if isinstance(said, dict) and all(
+        isinstance(name, str) and isinstance(value, float) for name, value in said.items()
+    ):
+        return said
+    raise CalmError(
+        f"The checkpoint's {SCORES_BEFORE} are not numbers by their names, but "
+        f"{str(said)[:200]!r}. It is damaged, or was not written by `calm fit`. Nothing was "
+        "changed."
+    )
+
+
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested mappings and lists as one mapping from `a.b.0` to what is there."""
     if isinstance(value, Mapping):
@@ -88,25 +109,3 @@ def _is_free(name: str) -> bool:
         return True
     backbone = name.startswith(("model.anchor.", "model.augmenting."))
     return backbone and name.rpartition(".")[2] in _IDENTITY
-
-
-SCORES_BEFORE = "scores_before_training"
-"""Key in a checkpoint. Not in a callback's state: where such a callback is not, Lightning warns."""
-
-
-def scores_before(checkpoint: Mapping[str, Any]) -> dict[str, float]:
-    """Validation scores of the run before it was trained; none if it was not looked.
-
-    Raises:
-        CalmError: If something else is found in their place.
-    """
-    said = checkpoint.get(SCORES_BEFORE, {})
-    if isinstance(said, dict) and all(
-        isinstance(name, str) and isinstance(value, float) for name, value in said.items()
-    ):
-        return said
-    raise CalmError(
-        f"The checkpoint's {SCORES_BEFORE} are not numbers by their names, but "
-        f"{str(said)[:200]!r}. It is damaged, or was not written by `calm fit`. Nothing was "
-        "changed."
-    )

@@ -14,6 +14,24 @@ _MARGIN = 16
 """Tokens: for those that write nothing, and those that were written at once (assisted decoding)."""
 
 
+def ending_tokens(
+    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]
+) -> tuple[list[int], list[str]]:
+    """Which of some stop texts are single special tokens, which no text holds; and the others.
+
+    Args:
+        tokenizer: Of the model that writes.
+        stop: The texts.
+    """
+    special = {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
+    tokens = [special[text] for text in stop if text in special]
+    return tokens, [text for text in stop if text not in special]
+
+
 class StopAtText(StoppingCriteria):
     """Ends a row once its answer holds one of some texts.
 

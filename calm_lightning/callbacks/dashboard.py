@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Layout = dict[str, dict[str, list[Any]]]
 
-"""In checkpoints."""
-
 _TOLD = ("model", "data", "trainer", "seed_everything")
 _TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
 
@@ -90,13 +88,13 @@ class Dashboard(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[SCORES_BEFORE] = self._before
+        checkpoint.setdefault(SCORES_BEFORE, self._before)
 
     @override
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        self._before = scores_before(checkpoint)
+        self._before = _of_whole_sets(scores_before(checkpoint))
 
     def _tell(
         self,
@@ -128,11 +126,17 @@ class Dashboard(L.Callback):
 
 def _scores(trainer: L.Trainer, stage: str) -> dict[str, float]:
     """The last evaluation's scores, without those of groups of questions."""
-    return {
-        name.removeprefix(stage): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(stage) and "=" not in name
-    }
+    return _of_whole_sets(
+        {
+            name.removeprefix(stage): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(stage)
+        }
+    )
+
+
+def _of_whole_sets(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if "=" not in name}
 
 
 def _headlines(module: Any) -> list[str]:

@@ -14,7 +14,7 @@ from calm_lightning.card import add_facts
 from calm_lightning.checkpoint import holds_composition
 from calm_lightning.checkpoint_io import sync_folder, sync_tree
 from calm_lightning.contracts import CalmError
-from calm_lightning.resuming import scores_before
+from calm_lightning.resuming import SCORES_BEFORE, scores_before
 from calm_lightning.sharding import whole
 
 
@@ -36,6 +36,12 @@ class SaveModel(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:  # `calm fit` looks before it trains
             self.before = _validation_scores(trainer)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[SCORES_BEFORE] = self.before
 
     @override
     def on_load_checkpoint(

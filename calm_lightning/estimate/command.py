@@ -108,6 +108,14 @@ def setting_of(cli: EstimateCLI) -> tuple[Setting, list[str]]:
     if precision not in get_args(Precision):
         notes.append(f"trainer.precision={said} is not known here; 32-true was taken.")
         precision = "32-true"
+    options = {
+        "recompute": model.recompute,
+        "compile": model.compile_layers,
+        "cache_states": model.cache_states,
+        "pack": model.pack,
+    }
+    if asked := [f"model.{name}" for name, value in options.items() if value]:
+        notes.append(f"Not counted: what {', '.join(asked)} would save.")
     setting = Setting(
         model.anchor_source,
         model.augmenting_sources,

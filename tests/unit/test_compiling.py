@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import calm_lightning as calm
+from calm_lightning.collate import Batch
 from calm_lightning.compiling import CompiledLayers, forwards_replaced
 from calm_lightning.composed import ComposedModel
 from calm_lightning.contracts import CalmError
@@ -45,7 +46,9 @@ def composed(family: str = "llama") -> ComposedModel:
     anchor = tiny_backbone(family, vocab=37)
     augmenting = tiny_backbone(family, width=16, vocab=37, seed=1)
     with seeded(1):
-        model = calm.compose(anchor, [augmenting], CrossAttention())
+        # Layers below the first connection, between two, and above: without a gradient, and with.
+        wiring = CrossAttention(connections=[(0, 1), (1, 2)])
+        model = calm.compose(anchor, [augmenting], wiring)
         disturb(model, 0.2)
     assert isinstance(model, ComposedModel)
     return model.train()
@@ -63,6 +66,7 @@ def test_every_layer_that_runs_is_compiled_and_the_gradient_is_the_same(counting
     runs, backend = counting
     model, ids = composed(), tokens(3, 8)
     usual = learn(model, ids)
+    assert len(usual[1]) > 6  # of both bridges: through a layer between them
     with CompiledLayers(model.backbones, backend).at_work():
         found = learn(model, ids)
     read = 1 + max(c.augmenting_layer for c in model.connections)
@@ -114,10 +118,12 @@ def test_recomputed_layers_may_be_compiled(counting: Any) -> None:
     runs, backend = counting
     model, ids = composed(), tokens(3, 8)
     usual = learn(model, ids)
-    model.recompute = True
     with CompiledLayers(model.backbones, backend).at_work():
+        learn(model, ids)
+        once = len(runs)
+        model.recompute = True
         found = learn(model, ids)
-    assert len(runs) > model.anchor_backbone.num_layers + 1  # and again for the gradient
+    assert len(runs) - once == once + 2  # the layers above the first connection, once more
     assert all(torch.equal(a, b) for a, b in zip(found[1], usual[1], strict=True))
 
 
@@ -143,11 +149,62 @@ def test_a_compiler_that_fails_is_told_with_the_way_out() -> None:
     assert not any("forward" in m.__dict__ for b in model.backbones for m in b.layers)
 
 
-def test_the_module_compiles_where_it_is_asked_to() -> None:
+def test_more_variants_are_compiled_than_torch_would_by_itself(counting: Any) -> None:
+    compiled: list[int] = []
+    _, backend = counting
+
+    def noting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(1)
+        return backend(graph, inputs)
+
+    models = [composed(family) for family in ("llama", "gpt2", "gpt_neox")]
+    for model in models:
+        ids = tokens(3, 8)
+        padded = torch.ones_like(ids)
+        padded[0, -2:] = 0
+        with CompiledLayers(model.backbones, noting).at_work():
+            learn(model, ids)
+            learn(model, ids, padded)
+    assert len(compiled) > 2 * 8
+
+
+class Step:
+    """What a training step asks of a trainer."""
+
+    world_size = 1
+
+
+def test_a_training_step_is_compiled_and_an_answer_is_not(
+    counting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, backend = counting
+    whole = CompiledLayers.__init__
+    monkeypatch.setattr(
+        CompiledLayers, "__init__", lambda self, backbones: whole(self, backbones, backend)
+    )
     module = CalmModule(TinySource(), Single(train=True), compile=True)
     module.configure_model()
-    assert module._compiled is not None
-    assert CalmModule(TinySource(), Single(train=True))._compiled is None
+    monkeypatch.setattr(CalmModule, "trainer", Step())
+    monkeypatch.setattr(CalmModule, "log", lambda *_, **__: None)
+    ids = tokens(2, 6)
+    batch = Batch(examples=[], inputs={"input_ids": ids, "labels": ids})
+    module.training_step(batch, 0)["loss"].backward()
+    assert len(runs) == 4
+    module.language_model.generate(input_ids=ids, max_new_tokens=3)
+    module.language_model(input_ids=ids, labels=ids)
+    assert len(runs) == 4
+
+
+def test_what_trains_through_no_known_layers_is_refused() -> None:
+    class Elsewhere(Single):
+        def compose(self, anchor: Any, augmenting: Any) -> Any:
+            model = super().compose(anchor, augmenting)
+            kind = type(model)
+            model.__class__ = type("Other", (kind,), {"trained_through": ()})
+            return model
+
+    with pytest.raises(CalmError, match=r"compile: .* trains through are not known\. Leave"):
+        CalmModule(TinySource(), Elsewhere(train=True), compile=True).configure_model()
 
 
 @pytest.mark.slow

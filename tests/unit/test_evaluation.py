@@ -149,6 +149,40 @@ def test_answers_are_lm_evals_own_and_rows_that_have_ended_leave(model: Composed
     assert min(rows) < 4
 
 
+@pytest.mark.parametrize("as_eos", [False, True], ids=["a stop text", "the tokenizer's own end"])
+def test_special_tokens_end_answers_as_lm_evals(as_eos: bool) -> None:
+    """Also where the model's settings do not know them."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from calm_lightning.harness import HarnessModel
+
+    def special() -> Any:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+        if as_eos:
+            tokenizer.eos_token = "<|im_end|>"
+        return tokenizer
+
+    tokenizer = special()
+    backbone = tiny_backbone(vocab=len(tokenizer), tokenizer=tokenizer)
+    backbone.model.generation_config.eos_token_id = None
+    plain, end = PlainModel(backbone, lambda _: None), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    batch = plain.encode(QUESTIONS[:1])
+    (usual,) = plain.answer_ids(batch, max_new_tokens=24, do_sample=False)
+    with torch.no_grad():  # the end is said wherever this token would be
+        head = backbone.model.get_output_embeddings().weight
+        head[end] = 1.05 * head[usual[4]]
+    how = {"until": [] if as_eos else ["<|im_end|>"], "max_gen_toks": 24, "do_sample": False}
+    hflm = HFLM(pretrained=backbone.model, tokenizer=special(), max_length=64, batch_size=1)
+    for question in QUESTIONS[:2]:
+        request = [Instance("generate_until", {}, (question, dict(how)), 0)]
+        assert HarnessModel(plain, 5, 64).generate_until(request) == hflm.generate_until(request)
+    answers = plain.answer_ids(plain.encode(QUESTIONS[:3]), ["<|im_end|>"], max_new_tokens=24)
+    assert len(answers[0]) <= 5
+    assert all(answer[-1] == end or len(answer) == 24 for answer in answers)
+
+
 def test_the_model_is_as_it_was(tasks: Path) -> None:
     model, ids = make(), torch.tensor([[5, 6, 7]])
     model.anchor_backbone.require_tokenizer().padding_side = "right"

@@ -132,6 +132,11 @@ class RewritingModel(nn.Module, TextModel):
 
     @property
     @override
+    def trained_through(self) -> tuple[Backbone, ...]:
+        return (self.corrector.backbone,) if isinstance(self.corrector, PlainModel) else ()
+
+    @property
+    @override
     def readers(self) -> tuple[Backbone, ...]:
         """The models whose contexts a text must fit, each in its own tokens."""
         small = self.corrector.readers if isinstance(self.corrector, PlainModel) else ()
