@@ -423,7 +423,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         if len(description["backbones"]) != 1 + len(description["augmenting"]):
             raise ValueError("backbones and their configs are not as many")
     except FileNotFoundError:
-        raise CalmError(f"{folder} has no {CONFIG}; it is not a saved composition.") from None
+        if (folder / "model" / CONFIG).is_file():
+            raise CalmError(f"{folder} is a run; its model is {folder / 'model'}.") from None
+        raise CalmError(
+            f"{folder} has no {CONFIG}; it is not a saved composition. Expected one written by "
+            "`save_pretrained` or `calm fit` (runs/<name>/model)."
+        ) from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CalmError(
             f"{folder / CONFIG} does not describe a saved composition ({error!r}). Is it the "

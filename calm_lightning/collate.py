@@ -132,10 +132,15 @@ def check_fits(rows: Sequence[Row], context: int | None, name: str, new_tokens: 
     if longest > context:
         over = sum(length > context for length in lengths)
         parts = f" ({longest - new_tokens} of the text, {new_tokens} to be generated)"
+        way_out = (
+            "Shorten the prompts, or generate fewer tokens."
+            if new_tokens
+            else "Shorten the texts; plain text is cut into pieces of data.characters."
+        )
         raise CalmError(
             f"Row {lengths.index(longest)} needs {longest} tokens{parts if new_tokens else ''}, "
             f"but the context of {name!r} holds {context}; {over} of {len(rows)} rows are too "
-            "long. Shorten the prompts, cut the text into smaller chunks, or generate fewer tokens."
+            f"long. {way_out}"
         )
 
 

@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -35,6 +36,7 @@ from calm_lightning.callbacks import (
     LookInside,
     MeasureTraining,
     NothingFrozenMoved,
+    ProgressBar,
     SaveCheckpoints,
     SaveModel,
     ShowAnswers,
@@ -264,6 +266,7 @@ class CalmCLI(LightningCLI):
             # They are of this command and not of the run, so config.yaml should not hold them.
             wanted, config.resume, config.ckpt_path = config.resume, False, None
             if (folder / "model").exists():
+                _refuse_more(folder, config)
                 _say(f"{folder} is finished; its model is in {folder}/model. Nothing was changed.")
                 raise SystemExit(0)
             if not wanted and not checkpoints_in(folder / "checkpoints"):
@@ -287,6 +290,10 @@ class CalmCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         self._begun = TrainingBegun()
         extra: list[Any] = [NothingFrozenMoved(), self._begun]
+        if config.trainer.enable_progress_bar is not False and not any(
+            isinstance(callback, LightningProgressBar) for callback in given
+        ):
+            extra.append(ProgressBar())
         if self.subcommand and self.subcommand != "fit":  # config.yaml stays that of the fit
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         if self.subcommand and config.run:
@@ -391,12 +398,31 @@ class CalmCLI(LightningCLI):
             return
         if self._saving is not None:
             print_change(self._saving.before, self.trainer.callback_metrics)
+            if run and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
+                print(f"There was no validation in training. Now: calm validate --run {run}")
         if run:
             whole = Path(run, "model", "config.json").is_file()  # an adapter alone answers nothing
             print(
                 f"The trained model is in {run}/model. Score it: calm test --run {run}."
                 + (f' Ask it: calm generate {run}/model --prompt "..."' if whole else "")
             )
+
+
+def _refuse_more(folder: Path, config: Any) -> None:
+    """Refuse to go on with a finished run for longer; other options have no say there either."""
+    file = folder / "config.yaml"
+    said = (parse_yaml(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+    trainer = said.get("trainer") or {}
+    longer = [
+        f"{name}: {trainer[name]} there, {config.trainer[name]} here"
+        for name in ("max_steps", "max_epochs", "max_time")
+        if name in trainer and trainer[name] != config.trainer[name]
+    ]
+    if longer:
+        raise CalmError(
+            f"{folder} is finished, and --resume does not make it longer ({'; '.join(longer)}). To "
+            f"train its model further: --model.start_from {folder}/model and another --run."
+        )
 
 
 def _fresh_folder(config: Any) -> Path:
@@ -522,6 +548,8 @@ def _plain(message: str) -> str:
 def _hint(message: str) -> str:
     if "unrecognized arguments" in message:
         return "\n--help lists the options; an entry of a config is one too, a.b for b in a."
+    if '"model.augmenting"' in message and "Sequence" in message:
+        return "\nmodel.augmenting is a list of models: --model.augmenting '[{path: FOLDER}]'."
     if "import path" not in message and "subclass" not in message:
         return ""
     known = sorted({name for kind in (Composition, Task, Scorer) for name in implementations(kind)})

@@ -73,7 +73,7 @@ def print_scores(
 
 
 def print_change(before: Mapping[str, float], after: Mapping[str, Any]) -> None:
-    """Every validation score before and after training, where both are known.
+    """Every validation score before training, and after it where that is known.
 
     Args:
         before: By name.
@@ -81,7 +81,8 @@ def print_change(before: Mapping[str, float], after: Mapping[str, Any]) -> None:
     """
     table = Table("validation", "before", "after", title_justify="left", box=None)
     for name, value in before.items():
-        if (now := after.get(f"val/{name}")) is not None and "=" not in name:
-            table.add_row(name, f"{value:.4f}", f"{float(now):.4f}")
+        if "=" not in name:
+            now = after.get(f"val/{name}")
+            table.add_row(name, f"{value:.4f}", "-" if now is None else f"{float(now):.4f}")
     if table.rows:
         _console().print(table)

@@ -36,6 +36,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
             ["fit", "-c", "SMOKE", "--model.composition=CrossAtention"],
             ["CrossAtention", "Did you mean CrossAttention?", "Installed: ", "LoRA", "Single"],
         ),
+        (
+            ["fit", "-c", "SMOKE", f"--model.augmenting={ANCHOR}"],
+            ["a list of models", "--model.augmenting '[{path: FOLDER}]'"],
+        ),
         (["fit", "-c", "SMOKE", "--data=KeyValu"], ["KeyValu", "Did you mean KeyValue?"]),
         (["fit"], ["required", "model.composition"]),
         (["fit", "-c", "no/such.yaml"], ["no/such.yaml"]),

@@ -210,10 +210,18 @@ def test_nothing_to_go_on_with_is_said(calm: Any, fit: Any, run: Path, tmp_path:
 
 def test_a_finished_run_is_left_alone(calm: Any, smoke_run: Any) -> None:
     before = contents(smoke_run.folder)
-    for words in (("--resume",), ("--resume", "--trainer.max_steps=30")):
+    for words in (("--resume",), ("--resume", "--trainer.max_steps=20")):
         outcome = calm("fit", "--run", smoke_run.folder, *words)
         assert outcome.status == 0
         assert "is finished" in outcome.err
+    assert contents(smoke_run.folder) == before
+
+
+def test_a_finished_run_is_not_made_longer(fit: Any, smoke_run: Any) -> None:
+    before = contents(smoke_run.folder)
+    message = fit(smoke_run.folder, "--resume", "--trainer.max_steps=40").message
+    assert "max_steps: 20 there, 40 here" in message, message
+    assert f"--model.start_from {smoke_run.folder}/model" in message
     assert contents(smoke_run.folder) == before
 
 

@@ -359,3 +359,10 @@ def test_a_description_that_lacks_something_is_refused(saved: Path, lost: str) -
     rewrite(saved, backbones=description["backbones"])
     with pytest.raises(CalmError, match="does not describe a saved composition"):
         calm.load(saved)
+
+
+def test_the_folder_of_a_run_names_its_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(CalmError, match=f"is a run; its model is {tmp_path / 'model'}"):
+        calm.load(tmp_path)

@@ -3,13 +3,14 @@
 import logging
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from jsonargparse import Namespace
 
 from calm_lightning import run
-from calm_lightning.callbacks import NothingFrozenMoved, SaveModel
+from calm_lightning.callbacks import NothingFrozenMoved, ProgressBar, SaveModel
 from calm_lightning.contracts import CalmError
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "key_value.yaml"
@@ -128,3 +129,10 @@ def test_other_packages_are_quiet_and_our_warnings_are_not() -> None:
     )
     assert not logger.filter(tip)
     assert logger.filter(message)
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(-1, "Epoch 3"), (7, "Epoch 3/6")])
+def test_the_progress_bar_names_no_epochs_that_there_are_not(epochs: int, said: str) -> None:
+    bar = ProgressBar()
+    bar._trainer = SimpleNamespace(max_epochs=epochs)  # type: ignore[assignment]
+    assert bar._get_train_description(3).strip() == said
