@@ -14,7 +14,7 @@ LONGEST_AXIS = 40
 """Tokens; of a longer text the last ones are shown, where the answer is."""
 
 # In inches.
-_CELL, _LETTER, _MARGIN, _TITLE_WIDTH, _TITLE_HEIGHT = 0.16, 0.065, 0.32, 1.9, 0.56
+_CELL, _LETTER, _MARGIN, _TITLE_WIDTH, _TITLE_HEIGHT = 0.16, 0.065, 0.32, 1.9, 0.42
 
 COLOURS = ("#3b82c4", "#e07b39", "#4f9d69", "#a07cc5", "#c9a227", "#d1495b", "#6fb1d6", "#8a8a8a")
 """Of lines; to be read on white and on black."""
@@ -29,9 +29,10 @@ def attention_map(probe: Probe, number: int) -> "Figure | None":
 
     Returns:
         The anchor's tokens from top to bottom, the augmenting model's from left to right; dark is
-        none of the attention, yellow the most that any token gets, which the title tells. None
-        where there is no attention to show.
+        none of the attention, yellow all of it, and the colours go by the square root, or what is
+        spread over many tokens would be dark altogether. None where there is no attention to show.
     """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     look = probe.looks[number]
@@ -48,23 +49,23 @@ def attention_map(probe: Probe, number: int) -> "Figure | None":
     # What may not be read is left blank, so that the picture shows the causal mask too.
     visible = look.visible[-LONGEST_AXIS:, -LONGEST_AXIS:]
     shown = weights.masked_fill(~visible, float("nan"))
-    most = float(weights.masked_fill(~visible, 0.0).max())
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
     options: dict[str, Any] = {"aspect": "auto", "interpolation": "none"}
-    axes.imshow(shown.float().numpy(), cmap="viridis", vmin=0, vmax=most, **options)
+    axes.imshow(shown.float().numpy(), cmap="viridis", norm=scale, **options)
     small: dict[str, Any] = {"fontsize": 7, "parse_math": False, "family": "monospace"}
     axes.set_xticks(range(len(columns)), columns, rotation=90, **small)
     axes.set_yticks(range(len(rows)), rows, **small)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(_title(look, len(probe.augmenting_tokens), most), fontsize=8, loc="left")
+    axes.set_title(_title(look, len(probe.augmenting_tokens)), fontsize=8, loc="left")
     figure.text(left / across, 0.05 / up, "the augmenting model's tokens", fontsize=7)
     figure.text(0.03 / across, below / up, "the anchor's tokens", fontsize=7, rotation=90)
     return figure
 
 
-def _title(look: Look, models: int, most: float) -> str:
+def _title(look: Look, models: int) -> str:
     name = connection_name(look.connection, models)
-    return f"{name}\nadds {look.share:.2f} of the anchor's norm\nyellow: {100 * most:.0f} %"
+    return f"{name}\nadds {look.share:.2f} of the anchor's norm"
 
 
 def curves(
