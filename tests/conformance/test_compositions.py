@@ -47,6 +47,11 @@ ON_TWO_FAMILIES = (
 """What depends on the family is in a machine that is tested on all: by CrossAttention for the
 bridges, by TokenRouter for the routers. Rewriting passes only text between plain models."""
 
+ON_OTHERS_SLOWLY = ("LoRA", "Single")
+"""One model, as transformers and peft have it: linear layers of two kinds are enough every day."""
+
+TWO = ("llama", "gpt2")
+
 ALIKE = ("Merging",)
 """Need models of one architecture, which those of a case are not; tested further below."""
 
@@ -91,9 +96,11 @@ for _cls in installed():
         continue
     _composition = _cls(**SETTINGS.get(_cls.__name__, {}))
     _reads_augmenting = "augmenting_used" not in _composition.exempt
-    globals()[f"Test{_cls.__name__}"] = suite(
-        _composition, ("llama", "gpt2") if _cls.__name__ in ON_TWO_FAMILIES else FAMILIES, (1,)
-    )
+    _few = _cls.__name__ in (*ON_TWO_FAMILIES, *ON_OTHERS_SLOWLY)
+    globals()[f"Test{_cls.__name__}"] = suite(_composition, TWO if _few else FAMILIES, (1,))
+    if _cls.__name__ in ON_OTHERS_SLOWLY:
+        _others = suite(_composition, [family for family in FAMILIES if family not in TWO], (1,))
+        globals()[f"Test{_cls.__name__}OnOtherFamilies"] = pytest.mark.slow(_others)
     if _reads_augmenting:  # how many there are has nothing to do with the family
         globals()[f"Test{_cls.__name__}OfThree"] = suite(_composition, ("llama",), (2,))
 for _name, (_variant, _number) in VARIANTS.items():

@@ -87,7 +87,7 @@ SETUPS: dict[str, tuple[tuple[str, ...], Sequence[int]]] = {
     "dropout": ((*UNSEEN, *DROPOUT), (3, 6)),
     "compiled": ((*UNSEEN, "--model.compile=true"), (3, 6)),
 }  # fmt: skip
-SLOW = ("compiled",)
+SLOW = ("compiled", "stopped early, validation behind a checkpoint")
 
 
 @pytest.mark.parametrize(
