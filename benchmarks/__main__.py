@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(said.threads)
     name, clock = clock_of(said.threads, elsewhere)
     pair = PAIRS[said.pair]
-    sides = said.sides + [f"{name}_compiled" for name in said.sides if said.compiled]
+    sides = said.sides + [f"{side}_compiled" for side in said.sides if said.compiled]
     setting = Setting(pair, sides, said.rounds, said.warm_up, clock, said.axes, said.lengths)
     if said.profile:
         for side, work in pieces(said.job, setting):

@@ -42,6 +42,18 @@ def counting() -> tuple[Graphs, Callable[..., Any]]:
     return runs, backend
 
 
+def noting_compilations(counting: Any) -> tuple[list[int], Callable[..., Any]]:
+    """That backend, and a number for every time that it is given code."""
+    compiled: list[int] = []
+    _, backend = counting
+
+    def noting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(1)
+        return backend(graph, inputs)
+
+    return compiled, noting
+
+
 def composed(family: str = "llama") -> ComposedModel:
     anchor = tiny_backbone(family, vocab=37)
     augmenting = tiny_backbone(family, width=16, vocab=37, seed=1)
@@ -88,13 +100,7 @@ def test_afterwards_layers_are_as_they_were(counting: Any) -> None:
 
 
 def test_lengths_share_what_is_compiled(counting: Any) -> None:
-    compiled: list[int] = []
-    _, backend = counting
-
-    def noting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        compiled.append(1)
-        return backend(graph, inputs)
-
+    compiled, noting = noting_compilations(counting)
     model = composed()
     layers = CompiledLayers(model.backbones, noting)
     with layers.at_work():
@@ -150,13 +156,7 @@ def test_a_compiler_that_fails_is_told_with_the_way_out() -> None:
 
 
 def test_more_variants_are_compiled_than_torch_would_by_itself(counting: Any) -> None:
-    compiled: list[int] = []
-    _, backend = counting
-
-    def noting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        compiled.append(1)
-        return backend(graph, inputs)
-
+    compiled, noting = noting_compilations(counting)
     models = [composed(family) for family in ("llama", "gpt2", "gpt_neox")]
     for model in models:
         ids = tokens(3, 8)
