@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument(
         "--compiled",
         action="store_true",
-        help="beside each side the same with layers that torch compiles; of training and memory",
+        help="beside each side the same with what torch compiles",
     )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")

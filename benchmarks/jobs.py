@@ -115,7 +115,7 @@ def generation(setting: Setting) -> Measured:
     found = setting.rows(
         f"{NEW_TOKENS} new tokens", work, "anchor alone", rate=(rows * NEW_TOKENS, "tokens/s")
     )
-    cached = [side for side in sides if side.pads]
+    cached = [side for side in sides if side.pads and side.grows]
     notes += [f"{side.name} has no cache: no time per token." for side in sides if not side.pads]
     return found + _growing(setting, cached), notes
 

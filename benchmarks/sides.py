@@ -1,11 +1,11 @@
 """What is compared: this project and its rivals, each as its users would run it."""
 
 from abc import ABC, abstractmethod
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 from typing_extensions import override
 
 import calm_lightning as calm
@@ -27,7 +27,9 @@ class Side(ABC):
     name: str
     note = ""
     """What a reader must know about this side."""
-    trains = generates = pads = True
+    trains = generates = pads = grows = True
+    compiled_generation: ClassVar[dict[str, Any] | None] = None
+    """Options of `generate` by which it compiles its step, if it can."""
 
     def __init__(self, pair: Pair) -> None:
         self.anchor = pair.build_anchor()
@@ -50,7 +52,10 @@ class Side(ABC):
 
     def generate(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Any:
         """Greedy continuations, with caches."""
-        options = {"max_new_tokens": new_tokens, "do_sample": False}
+        return self._write(ids, mask, new_tokens, {})
+
+    def _write(self, ids: Tensor, mask: Tensor, new_tokens: int, options: dict[str, Any]) -> Any:
+        options = {"max_new_tokens": new_tokens, "do_sample": False, **options}
         generating: Any = self.model
         with torch.no_grad():
             return generating.generate(input_ids=ids, attention_mask=mask, **options)
@@ -68,6 +73,7 @@ class Composed(Side):
     """This project: cross-attention, from every tapped layer."""
 
     name = "calm-lightning"
+    compiled_generation: ClassVar[dict[str, Any] | None] = {"cache_implementation": "static"}
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
@@ -88,6 +94,12 @@ class Alone(Side):
 
     name = "anchor alone"
     note = "anchor alone trains nothing: its training step is one forward pass."
+    compiled_generation: ClassVar[dict[str, Any] | None] = {
+        "cache_implementation": "static",
+        "compile_config": CompileConfig(),
+    }
+    # Left to itself transformers compiles on accelerators only.
+    compiled_generation["compile_config"]._compile_all_devices = True
 
     @property
     @override
@@ -101,6 +113,7 @@ class Full(Alone):
     name = "full fine-tuning"
     note = ""
     generates = False  # it is the anchor alone
+    compiled_generation = None
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
@@ -120,6 +133,8 @@ class Floor(Alone):
         "floor: both models run, one linear map is trained at the first connected anchor layer; "
         "its loss is taken without logits, as ours is."
     )
+
+    compiled_generation = None
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
@@ -264,12 +279,17 @@ PLAIN: dict[str, type[Side]] = {
 
 
 def compiled(kind: type[Side]) -> type[Side]:
-    """The same side in training with layers that torch compiles, as `model.compile` has it."""
+    """The same side with what torch compiles.
+
+    In training that is each layer, as `model.compile` has it. In generation it is the whole step
+    from one token to the next, in a cache of a fixed size, of the sides that can.
+    """
 
     class Compiled(kind):  # type: ignore[valid-type, misc]
         name = f"{kind.name}, compiled"
         note = ""
-        generates = False  # it would as without
+        generates = kind.compiled_generation is not None
+        grows = False  # its cache has the size of the longest text from the first token on
 
         def __init__(self, pair: Pair) -> None:
             super().__init__(pair)
@@ -279,6 +299,10 @@ def compiled(kind: type[Side]) -> type[Side]:
         def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
             with self.compiled_layers.at_work():
                 return cast(Tensor, super().loss(ids, mask, labels))
+
+        @override
+        def generate(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Any:
+            return self._write(ids, mask, new_tokens, kind.compiled_generation or {})
 
     return Compiled
 

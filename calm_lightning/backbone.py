@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,9 +276,16 @@ class Backbone:
             )
         return self.tokenizer
 
-    def accepts(self, argument: str) -> bool:
-        """Whether the decoder's forward takes this argument (`position_ids`, say)."""
-        return argument in _arguments_of(type(self.decoder))  # type: ignore[arg-type]
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the decoder is told positions; others count columns."""
+        decoder = type(self.decoder)  # a compiled one, say, has another forward of its own
+        return "position_ids" in inspect.signature(decoder.forward).parameters
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether several processes hold parts of its weights."""
+        return any(isinstance(weight, DTensor) for weight in self.model.parameters())
 
     def weights(self) -> dict[str, Tensor]:
         """The model's own weights and buffers, by name."""
@@ -347,11 +354,6 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
             "expose their layers can be composed."
         )
     return found[0]
-
-
-@cache
-def _arguments_of(decoder: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(decoder.forward).parameters)
 
 
 def _parts(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -175,6 +175,7 @@ def _generate(arguments: Sequence[str]) -> None:
         metavar="N",
         help="augmenting model, counted from 0, that proposes tokens: same answers, fewer passes",
     )
+    add("--compile", action="store_true", help="by torch: same answers, sooner after the first")
     _add_model(parser)
     generate(**vars(parser.parse_args(arguments)))
 

@@ -1,13 +1,13 @@
-"""Layers of the backbones, compiled by torch for training."""
+"""What torch compiles: layers of the backbones for training, and a step of generation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch._functorch.config
 import torch._inductor.config
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from calm_lightning.backbone import Backbone
@@ -73,23 +73,15 @@ class CompiledLayers:
         Raises:
             CalmError: If there is no compiler, or it fails.
         """
-        try:
-            with (
-                torch._dynamo.config.patch(recompile_limit=_VARIANTS),
-                torch._inductor.config.patch(fallback_random=True),
-                # With the forward pass, so that what fails is told here.
-                torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
-                forwards_replaced(self._layers, self._of),
-            ):
-                yield
-        except BackendCompilerFailed as error:
-            cause = error.inner_exception
-            reason = f"{type(cause).__name__}: {cause}".splitlines()[0].rstrip(".")
-            raise CalmError(
-                f"model.compile: torch.compile failed ({reason}). It needs a C++ compiler (g++ or "
-                "clang++) on a processor, Triton on a GPU. Install that, or leave model.compile "
-                "out."
-            ) from error
+        with (
+            _failures_told("model.compile"),
+            torch._dynamo.config.patch(recompile_limit=_VARIANTS),
+            torch._inductor.config.patch(fallback_random=True),
+            # With the forward pass, so that what fails is told here.
+            torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+            forwards_replaced(self._layers, self._of),
+        ):
+            yield
 
     def _of(self, layer: nn.Module) -> Callable[..., Any]:
         if layer not in self._compiled:
@@ -99,3 +91,40 @@ class CompiledLayers:
                 layer.forward, dynamic=True, backend=self._backend
             )
         return self._compiled[layer]
+
+
+class CompiledStep:
+    """A step of generation, compiled.
+
+    Args:
+        step: What is compiled.
+        options: Of `torch.compile`.
+
+    Raises:
+        CalmError: When called, if there is no compiler, or it fails.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+        self._compiled = torch.compile(step, **options)
+
+    def __call__(self, *args: Any) -> Tensor:
+        """What the step gives."""
+        with (
+            _failures_told("cache_implementation=static"),
+            torch._dynamo.config.patch(recompile_limit=_VARIANTS),
+        ):
+            return self._compiled(*args)
+
+
+@contextmanager
+def _failures_told(option: str) -> Iterator[None]:
+    """What a compiler cannot do is told in a sentence."""
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        cause = error.inner_exception
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0].rstrip(".")
+        raise CalmError(
+            f"{option}: torch.compile failed ({reason}). It needs a C++ compiler (g++ or clang++) "
+            f"on a processor, Triton on a GPU. Install that, or leave {option} out."
+        ) from error

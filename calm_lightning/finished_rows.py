@@ -50,12 +50,9 @@ def can_leave(model: "TextModel", options: Mapping[str, Any]) -> bool:
         return False  # which prompt was read is remembered, and a piece is no prompt
     if options.keys() - _UNDERSTOOD - _USUAL.keys():
         return False
-    from torch.distributed.tensor import DTensor  # slow to import
-
-    # Processes that share out weights compute together, so none may be finished before another.
-    weights = model.anchor_backbone.model.parameters()
-    shared_out = any(isinstance(weight, DTensor) for weight in weights)
-    return not (shared_out or settings_of(model).to_diff_dict().keys() - _HARMLESS)
+    if model.anchor_backbone.is_shared_out:
+        return False  # processes compute together, so none may be finished before another
+    return not settings_of(model).to_diff_dict().keys() - _HARMLESS
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from calm_lightning.backbone import BackboneSource, DType
 from calm_lightning.checkpoint import holds_composition, load
+from calm_lightning.composed import ComposedModel
+from calm_lightning.composed.static import refuse_growing
 from calm_lightning.contracts import CalmError, LanguageModel
 from calm_lightning.drafting import drafted_by
 from calm_lightning.hub import local_folder
@@ -38,6 +40,7 @@ def generate(
     anchor_only: bool = False,
     compare: bool = False,
     draft: int | None = None,
+    compile: bool = False,
     anchor: str | None = None,
     augmenting: list[str] | None = None,
     dtype: DType | None = None,
@@ -64,6 +67,8 @@ def generate(
         compare: The composed model's answers and the anchor's, side by side.
         draft: Number of an augmenting model, counted from 0, that proposes tokens for the others to
             check: the same answers, in fewer passes through the anchor.
+        compile: Let torch compile the step from one token to the next, through all models at once:
+            the same answers, each token sooner, after half a minute of compiling.
         anchor: Where the anchor is now, if it moved.
         augmenting: Where the augmenting models are now, if they moved.
         dtype: Of the backbones' weights; None: as they were when the composition was saved.
@@ -93,7 +98,17 @@ def generate(
         options["temperature"] = temperature
     if draft is not None and chat:
         raise CalmError("--draft proposes tokens for plain prompts: leave out --chat.")
+    if draft is not None and compile:
+        raise CalmError("--draft takes tokens back, which --compile cannot: leave out one of them.")
     opened = open_model(model, anchor, augmenting, dtype, device)
+    if compile:
+        if not isinstance(opened, ComposedModel):
+            raise CalmError(
+                f"--compile is for models that are composed layer by layer, and {model} is not "
+                "one. Leave out --compile."
+            )
+        refuse_growing(opened, options)  # says at once if it cannot be done
+        options["cache_implementation"] = "static"
     if draft is not None:
         drafted_by(draft, opened, options)  # says at once if it cannot be done
         options["draft"] = draft

@@ -312,7 +312,7 @@ class PlainModel(nn.Module, TextModel):
     @override
     def forward(self, labels: Tensor | None = None, **batch: Any) -> CausalLMOutputWithPast:
         ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-        if ids is not None and mask is not None and self.backbone.accepts("position_ids"):
+        if ids is not None and mask is not None and self.backbone.takes_positions:
             # Left to itself a model counts padding as positions.
             past = mask.shape[1] - ids.shape[1]
             positions = positions_of(mask, len(ids), past, ids.shape[1], ids.device)

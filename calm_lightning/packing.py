@@ -67,7 +67,7 @@ def check_keeps_apart(backbone: Backbone) -> None:
     Raises:
         CalmError: If two texts in one row get other answers than each alone.
     """
-    if not backbone.accepts("position_ids"):
+    if not backbone.takes_positions:
         raise CalmError(_cannot(backbone, "it takes no positions"))
     device = backbone.model.get_input_embeddings().weight.device
     # Two rows: kernels for packed rows may take several of them for rows of one text each.

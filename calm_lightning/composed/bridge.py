@@ -57,7 +57,8 @@ class Bridge(nn.Module, ABC):
 
         Args:
             anchor_states: Outputs of the anchor layer.
-            memory: All that was kept, oldest first.
+            memory: All that was kept, oldest first. Zeros may follow, where a cache has room for
+                more; they are not visible.
             visible: True where an anchor position may read an augmenting one. Every row has at
                 least one True; where there is truly nothing to see, the result is replaced by
                 zero afterwards.

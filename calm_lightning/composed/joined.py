@@ -21,8 +21,8 @@ from calm_lightning.language_model import TextModel
 Disturbance = Literal["zero", "shuffle"]
 
 OTHER_CACHE = (
-    "Static, offloaded and quantized caches are not supported: several models remember together, "
-    "in a cache of their own. Leave out cache_implementation."
+    "Several models remember together, in a cache of their own: it cannot be offloaded or "
+    "quantized, nor be a static one of transformers. Leave out cache_implementation."
 )
 
 

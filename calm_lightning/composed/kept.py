@@ -38,10 +38,8 @@ class Kept:
         add: Any,
         precision: str,
     ) -> None:
-        from torch.distributed.tensor import DTensor  # slow to import
-
         for backbone in (anchor, *(reader.backbone for reader in readers)):
-            if any(isinstance(weight, DTensor) for weight in backbone.model.parameters()):
+            if backbone.is_shared_out:
                 # A process that finds its states would leave the others waiting for its share.
                 raise CalmError(
                     f"cache_states: {backbone.name!r} is shared out among processes, which have "

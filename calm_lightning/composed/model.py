@@ -10,7 +10,7 @@ the composed model is under way (`_Run`) and do nothing otherwise, so the same m
 work alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from calm_lightning.alignment import (
 from calm_lightning.auto import ComposedConfig
 from calm_lightning.backbone import Backbone
 from calm_lightning.collate import IGNORED, tokenize
+from calm_lightning.compiling import CompiledStep
 from calm_lightning.composed.bridge import Bridge
 from calm_lightning.composed.cache import BridgeMemory, ComposedCache, TextMemory
 from calm_lightning.composed.growing import with_another, without_one
@@ -42,8 +43,15 @@ from calm_lightning.composed.joined import OTHER_CACHE, JoinedModel, refuse_othe
 from calm_lightning.composed.kept import Kept
 from calm_lightning.composed.reading import AugmentingReader, Excerpt, Offer, Page
 from calm_lightning.composed.recomputing import recomputed
+from calm_lightning.composed.static import (
+    StaticBridgeMemory,
+    StaticComposedCache,
+    StaticMemories,
+    with_static_cache,
+)
 from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
+from calm_lightning.generation_settings import asked
 from calm_lightning.state_cache import StateCache
 
 Sees = Literal["full", "prompt"]
@@ -54,7 +62,8 @@ class _Run:
     """One forward pass under way."""
 
     positions: Int[Tensor, "batch new"]
-    cache: ComposedCache | None
+    bridges: Sequence[BridgeMemory | StaticBridgeMemory] | None
+    """What each bridge remembers; None without a cache."""
     head_rows: Tensor | None = None
     """[batch, seq], True where the vocabulary head is wanted; None for everywhere."""
     targets: Tensor | None = None
@@ -118,6 +127,7 @@ class ComposedModel(JoinedModel):
         self._run: _Run | None = None
         self._silent: frozenset[int] = frozenset()
         self._kept: Kept | None = None
+        self._compiled_steps: dict[str, CompiledStep] = {}  # by what they are compiled with
         self._hooks: list[RemovableHandle] = []
         self._install_hooks()
         self._ready()
@@ -203,6 +213,10 @@ class ComposedModel(JoinedModel):
             position_ids = positions_of(attention_mask, batch, past, new, input_ids.device)
         elif attention_mask is None and cache is None:
             examples = example_numbers(position_ids)
+        if isinstance(cache, StaticComposedCache) and cache.is_next(new):
+            memories = cache.next_place(self.backbones, attention_mask, new)
+            logits = self._compiled(cache.compiled)(input_ids, position_ids, memories)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         head_rows = targets = None
         if labels is not None:
@@ -213,7 +227,7 @@ class ComposedModel(JoinedModel):
         composed_cache = cache if isinstance(cache, ComposedCache) else None
         self._run = run = _Run(
             position_ids,
-            composed_cache,
+            None if composed_cache is None else composed_cache.bridges,
             head_rows,
             targets if labels is not None and self.anchor_backbone.head_is_plain else None,
             examples,
@@ -226,13 +240,13 @@ class ComposedModel(JoinedModel):
                     else None
                 )
                 self._read_augmenting(
-                    input_ids, attention_mask, position_ids, past, prompt_mask, kept
+                    input_ids, attention_mask, position_ids, past, prompt_mask, composed_cache, kept
                 )
             anchor = self.anchor
             if kept is not None:
                 anchor = kept.begin(anchor, input_ids, attention_mask)
             run.anchor_runs = True
-            if self.anchor_backbone.accepts("position_ids"):
+            if self.anchor_backbone.takes_positions:
                 inputs["position_ids"] = position_ids
             with recomputed(self._above_first_connection() if labels is not None else ()):
                 output = anchor(
@@ -271,14 +285,14 @@ class ComposedModel(JoinedModel):
         position_ids: Tensor,
         past: int,
         prompt_mask: Tensor | None,
+        cache: ComposedCache | None,
         kept: Kept | None,
     ) -> None:
         """Run every augmenting model over what is new to it, or look its states up."""
         run = self._run
         assert run is not None
         batch, new = input_ids.shape
-        cache, device = run.cache, input_ids.device
-        examples = run.examples
+        device, examples = input_ids.device, run.examples
         alone = prompt_mask is None and examples is None
         causal = alone and sees_all_before(attention_mask, past, new)
         page: Page | None = None
@@ -329,6 +343,44 @@ class ComposedModel(JoinedModel):
             cache.adopt(given)
         return cache
 
+    def _compiled(self, options: Mapping[str, Any] | None) -> Callable[..., Tensor]:
+        """`_step`, compiled with these options of `torch.compile` if there are any."""
+        if options is None:
+            return self._step
+        key = str(options)
+        if key not in self._compiled_steps:
+            self._compiled_steps[key] = CompiledStep(self._step, options)
+        return self._compiled_steps[key]
+
+    def _step(self, ids: Tensor, positions: Tensor, memories: StaticMemories) -> Tensor:
+        """Logits [batch, 1, vocabulary] after one more token.
+
+        Args:
+            ids: [batch, 1].
+            positions: [batch, 1].
+            memories: Of what was read before; the token is added.
+        """
+        self._run = run = _Run(positions, memories.bridges)
+        try:
+            visible = memories.visible()
+            for index, reader in enumerate(self.augmenting_readers):
+                known = memories.augmenting[index]
+                if self._switched_off or index in self._silent or known is None:
+                    continue
+                states = reader.tapped(ids, memories.mask, positions, known)
+                how = self._disturbance.get(index)
+                states = {layer: spoilt(state, how) for layer, state in states.items()}
+                run.offers[index] = Offer.of(visible, positions, states)
+            run.anchor_runs = True
+            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": memories.mask}
+            if self.anchor_backbone.takes_positions:
+                inputs["position_ids"] = positions
+            output = self.anchor(**inputs, past_key_values=memories.anchor, use_cache=True)
+        finally:
+            self._run = None
+        memories.read += 1
+        return cast(Tensor, output.logits)
+
     def new_cache(self) -> ComposedCache:
         """An empty cache for this model, to be given to `generate` turn after turn."""
         readers = [connection.augmenting for connection in self.connections]
@@ -367,6 +419,8 @@ class ComposedModel(JoinedModel):
         """As in transformers. See `transformers.GenerationMixin.generate`."""
         # Not handed on as `prompt_mask`: an assistant model would be given it too.
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if ids is not None and asked(self, kwargs, "cache_implementation") == "static":
+            kwargs = with_static_cache(self, ids, kwargs)
         before, self._prompt_length = self._prompt_length, None if ids is None else ids.shape[1]
         try:
             return super().generate(*args, **kwargs)
@@ -441,8 +495,8 @@ class ComposedModel(JoinedModel):
         bridge = cast(Bridge, self.bridges[number])
         dtype, device = next(bridge.parameters()).dtype, anchor_states.device
         states = offer.states.get(connection.augmenting_layer)
-        kept = run.cache.bridges[number] if run.cache is not None else BridgeMemory()
-        if offer.anew:
+        kept = BridgeMemory() if run.bridges is None else run.bridges[number]
+        if offer.anew and isinstance(kept, BridgeMemory):
             kept.reset()
         if states is not None:
             kept.append(bridge.remember(states.to(device, dtype), offer.positions.to(device)))

@@ -1,8 +1,7 @@
 """How an augmenting model is run, and what it offers the bridges of what it has read."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from calm_lightning.alignment import Reading, TextAlignment, share_token_ids
 from calm_lightning.backbone import Backbone
@@ -213,25 +212,22 @@ class Tapped:
         ids: Tensor,
         mask: Tensor | None,
         positions: Tensor,
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
     ) -> dict[int, Tensor]:
         """Outputs of the wanted layers over new tokens."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if self.backbone.accepts("position_ids"):
+        if self.backbone.takes_positions:
             inputs["position_ids"] = positions
         if cache is not None:
             inputs["past_key_values"] = cache
-        with self._tapping() as states, torch.no_grad():
-            self._trunk(**inputs, use_cache=cache is not None)
-        return states
-
-    @contextmanager
-    def _tapping(self) -> Iterator[dict[int, Tensor]]:
-        self._states = {}
+        states: dict[int, Tensor] = {}
+        self._states = states
         try:
-            yield self._states
+            with torch.no_grad():
+                self._trunk(**inputs, use_cache=cache is not None)
         finally:
             self._states = None
+        return states
 
     def _tap(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
         if self._states is not None:
@@ -259,7 +255,7 @@ def tells_gaps(backbone: Backbone) -> bool:
 
     Models that are not told positions count columns; a sliding window counts them always.
     """
-    return backbone.accepts("position_ids") and not backbone.has_window
+    return backbone.takes_positions and not backbone.has_window
 
 
 def trunk(backbone: Backbone, num_layers: int) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ from calm_lightning.testing.generating import (
     check_conversation,
     check_loss,
     check_speed_paths,
+    check_static_cache,
     check_text,
 )
 from calm_lightning.testing.reading import (
@@ -60,6 +61,7 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     check_no_state,
     check_packing,
     check_cache,
+    check_static_cache,
     check_conversation,
     check_loss,
     check_text,

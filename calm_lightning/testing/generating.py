@@ -64,6 +64,22 @@ def check_cache(case: Case) -> None:
     _check_operations(case)
 
 
+def check_static_cache(case: Case) -> None:
+    """In memories of a fixed size generation gives what it gives in growing ones.
+
+    A composition that cannot have them refuses with a `CalmError`.
+    """
+    batch = padded(case.tokens(3, 8), (8, 5, 3), left=True, fill=0)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    for way in ("greedy", "sampled beams"):
+        try:
+            found = _generate(case.model, batch, **static, **WAYS[way])
+        except CalmError:
+            return
+        expected = _generate(case.model, batch, **WAYS[way])
+        _require_same_answer(found, expected, f"{way}, in static and in growing memories")
+
+
 def check_conversation(case: Case) -> None:
     """A conversation goes on in the cache of its last turn as from its whole text.
 

@@ -49,7 +49,7 @@ def line(family: str, backbone: Backbone) -> str:
     )
     backbone.model(input_ids=tokens(1, 4))
     hook.remove()
-    positions = "told" if backbone.accepts("position_ids") else "counted"
+    positions = "told" if backbone.takes_positions else "counted"
     return f"| {family} | {given[0]} | {positions} |\n"
 
 

@@ -19,6 +19,7 @@ import calm_lightning.language_model
 from calm_lightning.alignment import visible_tokens
 from calm_lightning.composed import ComposedCache, ComposedModel
 from calm_lightning.composed.cache import BridgeMemory
+from calm_lightning.composed.static import StaticBridgeMemory
 from calm_lightning.finished_rows import answers_of
 from calm_lightning.shared_prompts import read_once
 from calm_lightning.testing import PROMISES, Case, broken_promises
@@ -135,6 +136,21 @@ class RemembersTheLastBatch(Faulty):
             return super().remember(augmenting_states + self.mean, positions)
 
 
+def does_not_reorder_memories_of_a_fixed_size(patch: Patch) -> CrossAttention:
+    patch.setattr(StaticBridgeMemory, "keep", lambda self, rows: None)
+    return CrossAttention()
+
+
+class ReadsWhatIsNotThereYet(Faulty):
+    class bridge(CrossAttentionBridge):
+        """In memories that grow nothing stands behind the newest token."""
+
+        def forward(self, anchor_states: Tensor, memory: Any, visible: Any, *rest: Any) -> Tensor:
+            if anchor_states.shape[1] == 1 and visible is not None:
+                visible = visible | (visible.flip(-1).cumsum(-1).flip(-1) == 0)
+            return super().forward(anchor_states, memory, visible, *rest)
+
+
 def gives_samples_of_one_prompt_the_states_of_another(patch: Patch) -> CrossAttention:
     def once(*args: Any) -> dict[str, Any]:
         read = read_once(*args)
@@ -246,15 +262,18 @@ FAULTS: dict[Plant, set[str]] = {
         "speed_paths",
     },
     # A batch of texts of different lengths is padded.
-    sees_padding: {"padding", "text", "speed_paths"},
+    sees_padding: {"padding", "text", "speed_paths", "static_cache"},
     sees_the_example_before: {"packing"},
     SeesLessInTraining: {"loss"},
     # Padded rows, packed ones, beams and texts in a batch all share their batch with others.
     MixesRows: {"batch", "padding", "text", "loss", "speed_paths", "packing"},
-    # Rows that leave are selected as beams are.
-    forgets_to_reorder: {"cache", "speed_paths"},
-    forgets_to_reorder_the_augmenting_model: {"cache"},
+    # Rows that leave are selected as beams are. Memories of a fixed size have their own ways, and
+    # differ from growing ones wherever those are wrong.
+    forgets_to_reorder: {"cache", "speed_paths", "static_cache"},
+    forgets_to_reorder_the_augmenting_model: {"cache", "static_cache"},
     forgets_to_crop: {"cache"},
+    does_not_reorder_memories_of_a_fixed_size: {"static_cache"},
+    ReadsWhatIsNotThereYet: {"static_cache"},
     gives_samples_of_one_prompt_the_states_of_another: {"speed_paths"},
     lets_the_wrong_rows_leave: {"speed_paths"},
     RemembersTheLastBatch: {"no_state"},

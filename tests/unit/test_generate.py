@@ -84,6 +84,21 @@ def test_a_draft_is_asked_for_on_the_command_line(opened: ComposedModel, capsys:
     assert proposed
 
 
+def test_compiling_asks_for_memories_of_a_fixed_size(
+    opened: ComposedModel, capsys: Printed, monkeypatch: Any
+) -> None:
+    steps: list[Any] = []
+
+    def uncompiled(model: ComposedModel, options: Any) -> Any:
+        steps.append(options)
+        return model._step
+
+    monkeypatch.setattr(ComposedModel, "_compiled", uncompiled)
+    cli.main(["generate", "folder", "--prompt", "ab", "--max-new-tokens", "4", "--compile"])
+    assert capsys.readouterr().out == f"ab\n  {answer(opened, 'ab')}\n"
+    assert [options["backend"] for options in steps] == ["inductor"] * 3
+
+
 def test_a_draft_of_no_model_is_refused_before_anything_is_printed(
     opened: ComposedModel, capsys: Printed
 ) -> None:
@@ -218,9 +233,17 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
         ({"prompt": ["a"], "temperature": 0.0}, "--temperature"),
         ({"prompt": ["a"], "anchor_only": True, "compare": True}, "leave out --anchor-only"),
         ({"prompt": ["a"], "chat": True, "draft": 0}, "leave out --chat"),
+        ({"prompt": ["a"], "compile": True, "draft": 0}, "leave out one of them"),
     ]:
         with pytest.raises(CalmError, match=wanted):
             generate("folder", **options)  # type: ignore[arg-type]
+
+
+def test_only_a_composition_of_layers_is_compiled(monkeypatch: Any) -> None:
+    alone = PlainModel(tiny_backbone(tokenizer=tiny_tokenizer()), lambda _: None)
+    monkeypatch.setattr("calm_lightning.generate.open_model", lambda *_: alone)
+    with pytest.raises(CalmError, match=r"folder is not one.*Leave out --compile"):
+        generate("folder", ["a"], compile=True)
 
 
 # ---------------------------------------------------------------- what is opened

@@ -215,7 +215,7 @@ def test_a_foreign_filled_cache_is_refused(model: ComposedModel) -> None:
         model(input_ids=IDS[:, :1], past_key_values=cache)
 
 
-@pytest.mark.parametrize("kind", ["static", "offloaded", "offloaded_static", "quantized"])
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static", "quantized"])
 def test_other_caches_are_refused(model: ComposedModel, kind: str) -> None:
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "max_new_tokens": 2}
     for option in (

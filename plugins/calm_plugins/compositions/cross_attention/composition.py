@@ -250,10 +250,8 @@ class CrossAttentionBridge(Bridge):
             return self.key(projected), self.value(projected)
         kept = type(self.project.weight.data) is Tensor  # parts of weights, and fakes, are not
         if kept and not (self.training or torch.is_grad_enabled()):
-            if self._merged is None or self._merged.made_of != self._versions():
-                both = zip(self._merge(self.key), self._merge(self.value), strict=True)
-                self._merged = _Merged(self._versions(), *map(torch.cat, both))
-            key, value = linear(states, self._merged.weight, self._merged.bias).chunk(2, -1)
+            merged = self._as_one()
+            key, value = linear(states, merged.weight, merged.bias).chunk(2, -1)
             return key, value
         wide, narrow = self.key.in_features, self.project.in_features
         # Multiplications there and back, in units of 2 D_B
@@ -262,6 +260,19 @@ class CrossAttentionBridge(Bridge):
             return linear(states, *self._merge(self.key)), linear(states, *self._merge(self.value))
         projected = self.project(states)
         return self.key(projected), self.value(projected)
+
+    def _as_one(self) -> _Merged:
+        """Both maps, made one again if a weight has changed.
+
+        A compiler does not look: what it compiles follows on a prompt that was read without it.
+        """
+        if torch.compiler.is_compiling() and self._merged is not None:
+            return self._merged
+        versions = self._versions()
+        if self._merged is None or self._merged.made_of != versions:
+            both = zip(self._merge(self.key), self._merge(self.value), strict=True)
+            self._merged = _Merged(versions, *map(torch.cat, both))
+        return self._merged
 
     def _merge(
         self, second: nn.Linear

@@ -32,7 +32,7 @@ def token_nats(backbone: Backbone, rows: Sequence[Sequence[int]]) -> Float[Tenso
     batch = {name: tensor.to(device) for name, tensor in pad_right(texts, 0).items()}
     del batch["labels"]
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    if backbone.accepts("position_ids"):
+    if backbone.takes_positions:
         batch["position_ids"] = positions_of(mask, len(ids), 0, ids.shape[1], device)
     nats = _costs(backbone.model(**batch).logits, ids, mask[:, 1:].bool())
     return torch.nn.functional.pad(nats, (1, 0))

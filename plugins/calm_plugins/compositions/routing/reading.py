@@ -81,7 +81,7 @@ def ask(
     model, ids, columns = backbone.model, reading.input_ids, reading.columns
     batch, new = ids.shape
     options: dict[str, Any] = {"attention_mask": reading.attention_mask}
-    if backbone.accepts("position_ids"):
+    if backbone.takes_positions:
         options["position_ids"] = positions_of(
             reading.attention_mask, batch, reading.past, new, ids.device
         )

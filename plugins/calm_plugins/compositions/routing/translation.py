@@ -107,7 +107,7 @@ class Translation:
         model = self.augmenting.model
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in pad_left(rows, 0).items()}
-        if self.augmenting.accepts("position_ids"):
+        if self.augmenting.takes_positions:
             mask = batch["attention_mask"]
             batch["position_ids"] = positions_of(mask, len(mask), 0, mask.shape[1], device)
         last = {"logits_to_keep": 1} if keeps_some_logits(self.augmenting) else {}
