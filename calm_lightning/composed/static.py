@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer
 from typing_extensions import override
 
 from calm_lightning.backbone import Backbone
@@ -285,8 +286,9 @@ def _needs_growing(model: "ComposedModel", backbone: Backbone) -> str:
             "reads the anchor's text with its own tokenizer, and how many tokens the next one of "
             "the anchor will be to it nobody knows"
         )
-    if backbone.has_window:
-        return "has layers that read the newest tokens only"
+    layers = StaticCache(config=backbone.model.config, max_cache_len=1).layers
+    if backbone.has_window or any(type(layer) is not StaticLayer for layer in layers):
+        return "has layers that do not read all tokens before, such as those with a window"
     if not getattr(backbone.model, "_can_compile_fullgraph", False):
         return f"is a {type(backbone.model).__name__}, which transformers cannot compile"
     if quantizer is not None and not quantizer.is_compileable:

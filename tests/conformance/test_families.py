@@ -12,6 +12,8 @@ import torch
 
 import calm_lightning as calm
 from calm_lightning.backbone import Backbone
+from calm_lightning.composed import ComposedModel
+from calm_lightning.composed.static import refuse_growing
 from calm_lightning.contracts import CalmError
 from calm_lightning.testing import FAMILIES, Case, broken_promises, tiny_backbone
 from calm_lightning.testing.case import tokens
@@ -28,9 +30,11 @@ promise of the conformance suite. Written by the test itself (`make families`).
 - *layers give*: what a decoder layer returns; both are read and answered alike.
 - *positions*: whether the decoder is told positions; otherwise it counts columns, and an augmenting
   model with another tokenizer reads its text again when it grows.
+- *compiled*: whether its memories can have a fixed size, so that the step from one token to the next can
+  be compiled (`calm generate --compile`).
 
-| family | layers give | positions |
-|---|---|---|
+| family | layers give | positions | compiled |
+|---|---|---|---|
 """
 FOOT = """
 Refused, each with its name and this reason:
@@ -50,7 +54,14 @@ def line(family: str, backbone: Backbone) -> str:
     backbone.model(input_ids=tokens(1, 4))
     hook.remove()
     positions = "told" if backbone.takes_positions else "counted"
-    return f"| {family} | {given[0]} | {positions} |\n"
+    model = calm.compose(backbone, [backbone], CrossAttention())
+    assert isinstance(model, ComposedModel)
+    try:
+        refuse_growing(model, {})
+        compiled = "yes"
+    except CalmError:
+        compiled = "–"
+    return f"| {family} | {given[0]} | {positions} | {compiled} |\n"
 
 
 def refusal(family: str) -> str:
