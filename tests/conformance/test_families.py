@@ -30,8 +30,8 @@ promise of the conformance suite. Written by the test itself (`make families`).
 - *layers give*: what a decoder layer returns; both are read and answered alike.
 - *positions*: whether the decoder is told positions; otherwise it counts columns, and an augmenting
   model with another tokenizer reads its text again when it grows.
-- *compiled*: whether its memories can have a fixed size, so that the step from one token to the next can
-  be compiled (`calm generate --compile`).
+- *compiled*: whether its memories can have a fixed size, so that the step from one token to the
+  next can be compiled (`calm generate --compile`).
 
 | family | layers give | positions | compiled |
 |---|---|---|---|
@@ -60,7 +60,7 @@ def line(family: str, backbone: Backbone) -> str:
         refuse_growing(model, {})
         compiled = "yes"
     except CalmError:
-        compiled = "–"
+        compiled = "no"
     return f"| {family} | {given[0]} | {positions} | {compiled} |\n"
 
 
