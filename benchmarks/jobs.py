@@ -117,6 +117,9 @@ def generation(setting: Setting) -> Measured:
     )
     cached = [side for side in sides if side.pads and side.grows]
     notes += [f"{side.name} has no cache: no time per token." for side in sides if not side.pads]
+    notes += [
+        f"{s.name}: a cache of a fixed size, no time per token." for s in sides if not s.grows
+    ]
     return found + _growing(setting, cached), notes
 
 

@@ -17,6 +17,13 @@ from calm_lightning.composed import ComposedModel
 from calm_lightning.composed.head import mean_loss
 
 
+def _everywhere() -> CompileConfig:
+    """As transformers compiles a step; left to itself it does so on accelerators only."""
+    config = CompileConfig()
+    config._compile_all_devices = True
+    return config
+
+
 class Side(ABC):
     """One way to train a model and to generate with it.
 
@@ -96,10 +103,8 @@ class Alone(Side):
     note = "anchor alone trains nothing: its training step is one forward pass."
     compiled_generation: ClassVar[dict[str, Any] | None] = {
         "cache_implementation": "static",
-        "compile_config": CompileConfig(),
+        "compile_config": _everywhere(),
     }
-    # Left to itself transformers compiles on accelerators only.
-    compiled_generation["compile_config"]._compile_all_devices = True
 
     @property
     @override
@@ -289,7 +294,7 @@ def compiled(kind: type[Side]) -> type[Side]:
         name = f"{kind.name}, compiled"
         note = ""
         generates = kind.compiled_generation is not None
-        grows = False  # its cache has the size of the longest text from the first token on
+        grows = False  # its cache has one size for all tokens of an answer
 
         def __init__(self, pair: Pair) -> None:
             super().__init__(pair)
@@ -302,7 +307,7 @@ def compiled(kind: type[Side]) -> type[Side]:
 
         @override
         def generate(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Any:
-            return self._write(ids, mask, new_tokens, kind.compiled_generation or {})
+            return self._write(ids, mask, new_tokens, kind.compiled_generation)
 
     return Compiled
 

@@ -279,7 +279,7 @@ class Backbone:
     @cached_property
     def takes_positions(self) -> bool:
         """Whether the decoder is told positions; others count columns."""
-        decoder = type(self.decoder)  # a compiled one, say, has another forward of its own
+        decoder = type(self.decoder)  # libraries that offload put another forward on the object
         return "position_ids" in inspect.signature(decoder.forward).parameters
 
     @property

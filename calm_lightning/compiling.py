@@ -99,19 +99,21 @@ class CompiledStep:
     Args:
         step: What is compiled.
         options: Of `torch.compile`.
-
-    Raises:
-        CalmError: When called, if there is no compiler, or it fails.
     """
 
     def __init__(self, step: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
         self._compiled = torch.compile(step, **options)
 
     def __call__(self, *args: Any) -> Tensor:
-        """What the step gives."""
+        """What the step gives.
+
+        Raises:
+            CalmError: If there is no compiler, or it fails.
+        """
         with (
-            _failures_told("cache_implementation=static"),
-            torch._dynamo.config.patch(recompile_limit=_VARIANTS),
+            _failures_told("cache_implementation=static (calm generate: --compile)"),
+            # A hook that somebody puts on a layer must be heard, even if that takes some looking.
+            torch._dynamo.config.patch(recompile_limit=_VARIANTS, skip_nnmodule_hook_guards=False),
         ):
             return self._compiled(*args)
 

@@ -68,7 +68,8 @@ def generate(
         draft: Number of an augmenting model, counted from 0, that proposes tokens for the others to
             check: the same answers, in fewer passes through the anchor.
         compile: Let torch compile the step from one token to the next, through all models at once:
-            the same answers, each token sooner, after half a minute of compiling.
+            the same answers, each token sooner, after half a minute of compiling for each new
+            number of prompts at once. Prompts whose answers have ended stay in their batch.
         anchor: Where the anchor is now, if it moved.
         augmenting: Where the augmenting models are now, if they moved.
         dtype: Of the backbones' weights; None: as they were when the composition was saved.
@@ -177,7 +178,11 @@ class Asker:
             return answer
         tokenizer = self.model.anchor_backbone.require_tokenizer()
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        (answer,) = self.answers([question], said, streamer=streamer)
+        try:
+            (answer,) = self.answers([question], said, streamer=streamer)
+        except CalmError:
+            print()  # what is said of it has a line of its own
+            raise
         return answer
 
 

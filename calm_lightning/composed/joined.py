@@ -22,7 +22,8 @@ Disturbance = Literal["zero", "shuffle"]
 
 OTHER_CACHE = (
     "Several models remember together, in a cache of their own: it cannot be offloaded or "
-    "quantized, nor be a static one of transformers. Leave out cache_implementation."
+    "quantized, nor be a static one of transformers. Leave out cache_implementation; joined layer "
+    "by layer, models take cache_implementation='static'."
 )
 
 

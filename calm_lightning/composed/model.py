@@ -10,6 +10,7 @@ the composed model is under way (`_Run`) and do nothing otherwise, so the same m
 work alone.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, Cache
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from typing_extensions import override
 
@@ -48,6 +49,7 @@ from calm_lightning.composed.static import (
     StaticComposedCache,
     StaticMemories,
     with_static_cache,
+    without_wishes,
 )
 from calm_lightning.composed.wiring import Connection
 from calm_lightning.contracts import CalmError, Composition
@@ -55,6 +57,9 @@ from calm_lightning.generation_settings import asked
 from calm_lightning.state_cache import StateCache
 
 Sees = Literal["full", "prompt"]
+
+_ARGUMENTS = tuple(inspect.signature(GenerationMixin.generate).parameters)[1:]
+"""Of `generate`, in the order in which they may be given without a name."""
 
 
 @dataclass
@@ -205,7 +210,8 @@ class ComposedModel(JoinedModel):
         batch, new = input_ids.shape
         cache = self._cache(past_key_values, use_cache)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        ordinary = position_ids is None and not any(v is not None for v in kwargs.values())
+        plain = not any(value is not None for value in kwargs.values())
+        ordinary = position_ids is None and plain
         learns = self.training and labels is not None and cache is None
         kept = self._kept if learns and ordinary and not self._switched_off else None
         examples = None
@@ -214,7 +220,11 @@ class ComposedModel(JoinedModel):
         elif attention_mask is None and cache is None:
             examples = example_numbers(position_ids)
         if isinstance(cache, StaticComposedCache) and cache.is_next(new):
-            memories = cache.next_place(self.backbones, attention_mask, new)
+            if labels is not None or not plain:
+                raise CalmError("A static cache is for generation, and takes no other options.")
+            if self.augmenting_sees == "prompt" and not self._switched_off:
+                prompt_mask = self._prompt(prompt_mask, None, cache, input_ids)
+            memories = cache.next_place(self.backbones, new, attention_mask, prompt_mask)
             logits = self._compiled(cache.compiled)(input_ids, position_ids, memories)
             return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -365,7 +375,7 @@ class ComposedModel(JoinedModel):
             visible = memories.visible()
             for index, reader in enumerate(self.augmenting_readers):
                 known = memories.augmenting[index]
-                if self._switched_off or index in self._silent or known is None:
+                if known is None:
                     continue
                 states = reader.tapped(ids, memories.mask, positions, known)
                 how = self._disturbance.get(index)
@@ -380,6 +390,10 @@ class ComposedModel(JoinedModel):
             self._run = None
         memories.read += 1
         return cast(Tensor, output.logits)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was compiled belongs to this object: a copy compiles its own.
+        return {**self.__dict__, "_compiled_steps": {}}
 
     def new_cache(self) -> ComposedCache:
         """An empty cache for this model, to be given to `generate` turn after turn."""
@@ -418,14 +432,17 @@ class ComposedModel(JoinedModel):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. See `transformers.GenerationMixin.generate`."""
         # Not handed on as `prompt_mask`: an assistant model would be given it too.
-        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if ids is not None and asked(self, kwargs, "cache_implementation") == "static":
-            kwargs = with_static_cache(self, ids, kwargs)
-        before, self._prompt_length = self._prompt_length, None if ids is None else ids.shape[1]
+        kwargs |= dict(zip(_ARGUMENTS, args, strict=False))
+        ids = kwargs.get("input_ids", kwargs.get("inputs"))
+        before, settings = self._prompt_length, self.generation_config
+        self._prompt_length = None if ids is None else ids.shape[1]
         try:
-            return super().generate(*args, **kwargs)
+            if ids is not None and asked(self, kwargs, "cache_implementation") == "static":
+                kwargs = with_static_cache(self, ids, kwargs)
+                self.generation_config = without_wishes(settings)
+            return super().generate(**kwargs)
         finally:
-            self._prompt_length = before
+            self._prompt_length, self.generation_config = before, settings
 
     # ------------------------------------------------------------------ states on disk
 

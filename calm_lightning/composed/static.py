@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticLayer
 from typing_extensions import override
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _ROUNDED = 128
 """Sizes are multiples of it: what is compiled for one number of tokens then serves for others."""
 
-_GROWING = {
-    # Options of `generate` that need more than one token after another in a cache of its own
+_USUAL = {
+    # What else these options of `generate` say needs more than one token after another
     "past_key_values": None,
     "assistant_model": None,
     "prompt_lookup_num_tokens": None,
@@ -38,7 +38,16 @@ _GROWING = {
     "output_hidden_states": False,
 }
 
-_LEAVE = "Leave out cache_implementation=static (of calm generate: --compile)."
+STATIC = "cache_implementation=static (calm generate: --compile)"
+"""How messages call it."""
+
+_OURS = ("cache_implementation", "compile_config", "max_cache_len")
+"""Options of `generate` that are honoured here, and not by transformers."""
+
+_ONCE = (
+    "A static cache serves for one call of generate, from one token to the next. To go on after "
+    "that, or to take rows or tokens out of it, a cache that grows is needed."
+)
 
 Keep = Callable[[Tensor], Tensor]
 
@@ -72,7 +81,8 @@ class StaticMemories:
     Args:
         cache: What was read so far.
         backbones: Of the model.
-        mask: [batch, read], 0 at padding; None without padding.
+        mask: [batch, read or more], 0 at padding; None without padding.
+        prompt_mask: [batch, any], True at tokens of the prompt, where no others may be read.
         size: Tokens that there is room for.
 
     Attributes:
@@ -85,7 +95,12 @@ class StaticMemories:
     """
 
     def __init__(
-        self, cache: ComposedCache, backbones: Sequence[Backbone], mask: Tensor | None, size: int
+        self,
+        cache: ComposedCache,
+        backbones: Sequence[Backbone],
+        mask: Tensor | None,
+        prompt_mask: Tensor | None,
+        size: int,
     ) -> None:
         keys, read = cache.layers[0].keys, cache.get_seq_length()
         assert keys is not None
@@ -94,8 +109,10 @@ class StaticMemories:
         if mask is not None:
             self.mask[:, :read] = mask[:, :read]
         self._readable = self.mask.bool()
-        if cache.prompt_length is not None:
-            self._readable[:, cache.prompt_length :] = False
+        if prompt_mask is not None:
+            prompt = prompt_mask[:, :size].bool()
+            self._readable[:, : prompt.shape[1]] &= prompt
+            self._readable[:, prompt.shape[1] :] = False
         anchor, *augmenting = (
             _static(backbone, grown, size)
             for backbone, grown in zip(backbones, (cache, *cache.augmenting), strict=True)
@@ -108,6 +125,11 @@ class StaticMemories:
         """[batch, 1, size], True where the next token may read an augmenting model's."""
         places = torch.arange(self.mask.shape[1], device=self.mask.device)
         return (self._readable & (places <= self.read))[:, None]
+
+    def note(self, place: int, real: Tensor) -> None:
+        """What is read next is padding in rows where `real`, [batch], is 0."""
+        self.mask[:, place] = real
+        self._readable[:, place] &= real.bool()
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
@@ -156,27 +178,39 @@ class StaticComposedCache(ComposedCache):
         return self.memories is not None or (new == 1 and self.get_seq_length() > 0)
 
     def next_place(
-        self, backbones: Sequence[Backbone], mask: Tensor | None, new: int
+        self,
+        backbones: Sequence[Backbone],
+        new: int,
+        mask: Tensor | None,
+        prompt_mask: Tensor | None = None,
     ) -> StaticMemories:
         """The memories, with a place for one more token; moved there at the first call.
 
         Args:
             backbones: Of the model.
-            mask: [batch, read or more], 0 at padding.
             new: Tokens that are to be read.
+            mask: [batch, read + 1], 0 at padding; None without padding.
+            prompt_mask: [batch, any], True at tokens of the prompt, if bridges read no others.
 
         Raises:
-            CalmError: If that is more than one, or there is no place left.
+            CalmError: If that is more than one token, or there is no place left.
         """
         if self.memories is None:
-            self._read = self.get_seq_length()
-            self.memories = StaticMemories(self, backbones, mask, self._size)
+            self._read, given = self.get_seq_length(), (mask, prompt_mask, self._size)
+            self.memories = StaticMemories(self, backbones, *given)
             for grown in (self, *self.augmenting):
                 grown.layers = []
             for memory in self.bridges:
                 memory.reset()
-        if new != 1 or self._read >= self._size:
-            raise _one_by_one()
+        if new != 1:
+            raise CalmError(_ONCE)
+        if self._read >= self._size:
+            raise CalmError(
+                f"This static cache has room for {self._size} tokens, and all of them are read. "
+                "Say by max_new_tokens how many there will be."
+            )
+        if mask is not None:
+            self.memories.note(self._read, mask[:, -1])
         self._read += 1
         return self.memories
 
@@ -202,26 +236,23 @@ class StaticComposedCache(ComposedCache):
 
     @override
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self.memories is None:
-            super().batch_select_indices(indices)
-        else:
-            self.memories.select(indices)
+        if self.memories is not None:
+            raise CalmError(_ONCE)
+        super().batch_select_indices(indices)
 
     @override
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.memories is None:
-            super().batch_repeat_interleave(repeats)
-        else:
-            rows = torch.arange(len(self.memories.mask))
-            self.memories.select(rows.repeat_interleave(repeats))
+        if self.memories is not None:
+            raise CalmError(_ONCE)
+        super().batch_repeat_interleave(repeats)
 
     @override
     def crop(self, tokens_to_remove: int) -> None:
-        raise _one_by_one()
+        raise CalmError(_ONCE)
 
     @override
     def reset(self) -> None:
-        raise _one_by_one()
+        raise CalmError(_ONCE)
 
 
 def with_static_cache(
@@ -230,30 +261,43 @@ def with_static_cache(
     """Options of `generate`, with a cache of a fixed size in the place of the wish for one.
 
     Args:
-        model: Who generates.
+        model: Who generates. Its settings count as options do.
         ids: [batch, seq], the prompts.
-        options: Of `generate`. `disable_compile` and `compile_config` are as in transformers, but
-            for this: without either, the step is compiled on processors too.
+        options: Of `generate`. `disable_compile`, `compile_config` and `max_cache_len` are as in
+            transformers, but for this: left to itself the step is compiled on processors too.
 
     Raises:
-        CalmError: As `refuse_growing`, and if nobody says how many tokens there will be.
+        CalmError: As `refuse_growing`, and if an option is of another kind than it should be, or
+            nobody says how many tokens there will be.
     """
     refuse_growing(model, options)
     new = asked(model, options, "max_new_tokens")
     size = asked(model, options, "max_length") if new is None else ids.shape[1] + new
     if size is None:
-        raise CalmError(
-            "cache_implementation=static makes room once: say for how much, by max_new_tokens."
-        )
+        raise CalmError(f"{STATIC} makes room once: say for how much, by max_new_tokens.")
     config = asked(model, options, "compile_config") or CompileConfig()
-    compiled = None if asked(model, options, "disable_compile") else config.to_dict()
-    ours = {"cache_implementation", "compile_config"}
-    given = {name: value for name, value in options.items() if name not in ours}
-    settings = copy.copy(given.get("generation_config", model.generation_config))
-    if any(getattr(settings, name, None) is not None for name in ours):
-        settings.cache_implementation = settings.compile_config = None
-        given["generation_config"] = settings
+    if not isinstance(config, CompileConfig):
+        raise CalmError(
+            "compile_config must be a transformers.CompileConfig, such as "
+            f"CompileConfig(mode='default'): got {config!r:.80}."
+        )
+    compiled = None
+    if not asked(model, options, "disable_compile"):
+        # As they are: a copied backend would be another one, and all be compiled again.
+        compiled = {name: value for name, value in vars(config).items() if name[0] != "_"}
+    size = max(size, asked(model, options, "max_cache_len") or 0)
+    given = {name: value for name, value in options.items() if name not in _OURS}
+    if given.get("generation_config") is not None:
+        given["generation_config"] = without_wishes(given["generation_config"])
     return {**given, "past_key_values": StaticComposedCache(model, size, compiled)}
+
+
+def without_wishes(settings: GenerationConfig) -> GenerationConfig:
+    """A copy of settings that asks for no kind of cache, and for no compiler."""
+    settings = copy.copy(settings)
+    for name in _OURS:
+        setattr(settings, name, None)
+    return settings
 
 
 def refuse_growing(model: "ComposedModel", options: Mapping[str, Any]) -> None:
@@ -266,15 +310,21 @@ def refuse_growing(model: "ComposedModel", options: Mapping[str, Any]) -> None:
     Raises:
         CalmError: If the model, or an option, needs a cache that grows.
     """
-    for name, usual in _GROWING.items():
+    for name, usual in _USUAL.items():
         if asked(model, options, name) not in (None, usual):
             raise CalmError(
-                "cache_implementation=static makes room once and goes from token to token, which "
-                f"does not go with {name}. {_LEAVE}"
+                f"{STATIC} goes from one token to the next and keeps nothing else, which does not "
+                f"go with {name}. Leave out one of the two."
             )
     for backbone in model.backbones:
         if why := _needs_growing(model, backbone):
-            raise CalmError(f"cache_implementation=static: {backbone.name!r} {why}. {_LEAVE}")
+            raise CalmError(f"{STATIC} cannot be had: {backbone.name!r} {why}. Leave it out.")
+    device = next(model.anchor.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        raise CalmError(
+            f"{STATIC} keeps one kind of numbers, and under torch.autocast there are two. Load the "
+            "models in the kind that you want (dtype), or leave it out."
+        )
 
 
 def _needs_growing(model: "ComposedModel", backbone: Backbone) -> str:
@@ -298,13 +348,6 @@ def _needs_growing(model: "ComposedModel", backbone: Backbone) -> str:
     if len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1:
         return "is spread over several devices"
     return ""
-
-
-def _one_by_one() -> CalmError:
-    return CalmError(
-        "A static cache makes room for one call of generate and goes from token to token. To go on "
-        f"after it, or to take tokens back, another cache is needed. {_LEAVE}"
-    )
 
 
 def _static(backbone: Backbone, grown: DynamicCache, size: int) -> StaticCache | None:

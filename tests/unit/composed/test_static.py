@@ -1,7 +1,10 @@
 """Memories of a fixed size, and a compiled step: the same answers as ever."""
 
+import copy
 import inspect
+import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jaxtyping
@@ -123,21 +126,31 @@ def test_torchs_compiler_keeps_the_answers(family: str) -> None:
         assert torch.equal(found, say(model, ids, mask, **options))
 
 
-def test_switches_are_heard(model: ComposedModel) -> None:
-    ids = tokens(2, 6)
-    switches: tuple[Callable[[], Any], ...] = (
-        model.anchor_only,
-        lambda: model.without(0),
-        lambda: model.disturbed("zero"),
-        lambda: model.disturbed("shuffle", 1),
-    )
+SWITCHES: dict[str, Callable[[ComposedModel], Any]] = {
+    "anchor only": lambda model: model.anchor_only(),
+    "one is silent": lambda model: model.without(0),
+    "zeros": lambda model: model.disturbed("zero"),
+    "shuffled": lambda model: model.disturbed("shuffle", 1),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_is_heard(model: ComposedModel, switch: str) -> None:
+    ids = tokens(4, 6)
+    with SWITCHES[switch](model):
+        found, expected = say(model, ids, **STATIC), say(model, ids)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, say(model, ids))
+
+
+@pytest.mark.slow
+def test_switches_are_heard_by_what_is_compiled(model: ComposedModel) -> None:
+    ids, options = tokens(4, 6), compiled_by("eager")
     everything = say(model, ids)
-    answers = []
-    for switch in switches:
-        with switch():
-            answers.append(say(model, ids))
-            assert torch.equal(say(model, ids, **STATIC), answers[-1])
-    assert not all(torch.equal(answer, everything) for answer in answers)
+    for switch in SWITCHES.values():
+        assert torch.equal(say(model, ids, **options), everything)
+        with switch(model):
+            assert torch.equal(say(model, ids, **options), say(model, ids))
 
 
 def test_the_encoder_reads_its_prompt_only() -> None:
@@ -150,9 +163,89 @@ def test_settings_ask_for_it_as_well() -> None:
     expected = say(model, ids)
     config = GenerationConfig(max_new_tokens=NEW, pad_token_id=0, **STATIC)
     mask = torch.ones_like(ids)
-    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    assert torch.equal(found, expected)
+    for given in ({"generation_config": config}, {}):
+        found = model.generate(input_ids=ids, attention_mask=mask, **given)
+        assert torch.equal(found, expected)
+        model.generation_config = config  # the second time it is the model that asks
+    assert torch.equal(model.generate(ids, GenerationConfig(**config.to_diff_dict())), expected)
+    assert model.generation_config is config
     assert config.cache_implementation == "static"  # the user's own is left as it was
+
+
+def test_an_option_is_stronger_than_the_models_setting() -> None:
+    model, ids = composed(), tokens(2, 6)
+    expected = say(model, ids)
+    model.generation_config.cache_implementation = "dynamic"
+    assert torch.equal(say(model, ids, **STATIC), expected)
+
+
+def test_room_can_be_made_for_longer_texts(model: ComposedModel) -> None:
+    def size(**options: Any) -> int:
+        said = model.generate(
+            input_ids=tokens(1, 6), max_new_tokens=2, return_dict_in_generate=True, **options
+        )
+        return int(said.past_key_values.memories.mask.shape[1])
+
+    assert size(**STATIC) == 128
+    assert size(max_cache_len=300, **STATIC) == 384
+
+
+def test_padding_may_stand_between_pieces_of_a_prompt(model: ComposedModel) -> None:
+    ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
+    mask[1, 5:] = mask[2, 3] = mask[2, -1] = 0
+    for size in (1, 3, 7):
+        options = {"prefill_chunk_size": size}
+        expected = say(model, ids, mask, **options)
+        assert torch.equal(say(model, ids, mask, **STATIC, **options), expected)
+
+
+def test_only_a_part_of_the_prompt_may_be_shown() -> None:
+    model, ids = composed(augmenting_sees="prompt"), tokens(2, 8)
+    shown = (torch.arange(8) < 4).expand(2, -1)
+    expected = say(model, ids, prompt_mask=shown)
+    assert torch.equal(say(model, ids, prompt_mask=shown, **STATIC), expected)
+    assert not torch.equal(expected, say(model, ids))
+
+
+def test_copies_compile_their_own() -> None:
+    model, ids, options = composed(), tokens(2, 6), compiled_by("eager")
+    before = say(model, ids, **options)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for _, weight in other.trainable_parameters():
+            weight.mul_(3)
+    found = say(other, ids, **options)
+    assert torch.equal(found, say(other, ids))
+    assert not torch.equal(found, before)
+    assert torch.equal(say(pickle.loads(pickle.dumps(model)), ids), before)
+
+
+def test_a_backend_of_ones_own_is_asked_once(model: ComposedModel) -> None:
+    class Backend:
+        asked = 0
+
+        def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            Backend.asked += 1
+            return graph.forward
+
+    options = compiled_by(Backend())
+    for _ in range(3):
+        say(model, tokens(2, 6), **options)
+    assert Backend.asked == 1
+
+
+def test_a_hook_that_comes_later_is_heard(model: ComposedModel) -> None:
+    ids, options = tokens(2, 6), compiled_by("eager")
+    before = say(model, ids, **options)
+    layer = model.anchor_backbone.layers[0]
+    hook = layer.register_forward_hook(lambda module, args, output: output * 1.5)
+    try:
+        found = say(model, ids, **options)
+        assert torch.equal(found, say(model, ids))
+    finally:
+        hook.remove()
+    assert not torch.equal(found, before)
+    assert torch.equal(say(model, ids, **options), before)
 
 
 def test_texts_of_a_batch_are_what_they_are_alone(model: ComposedModel) -> None:
@@ -168,6 +261,7 @@ def test_texts_of_a_batch_are_what_they_are_alone(model: ComposedModel) -> None:
         ({"use_cache": False}, "does not go with use_cache"),
         ({"output_attentions": True}, "does not go with output_attentions"),
         ({"max_new_tokens": None}, "by max_new_tokens"),
+        ({"compile_config": {"backend": "eager"}}, "must be a transformers.CompileConfig"),
     ],
 )
 def test_what_needs_more_is_refused(
@@ -186,19 +280,24 @@ def test_it_goes_on_no_further(model: ComposedModel) -> None:
         model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=2)
     while cache.get_seq_length() % 128:  # sizes are rounded, so there is some room left
         model(input_ids=one, past_key_values=cache)
-    for goes_on in (
-        lambda: model(input_ids=one, past_key_values=cache),
+    with pytest.raises(CalmError, match="room for 128 tokens, and all of them are read"):
+        model(input_ids=one, past_key_values=cache)
+    for way in (
         lambda: cache.crop(-1),
         lambda: cache.reset(),
+        lambda: cache.batch_select_indices(torch.tensor([0])),
+        lambda: cache.batch_repeat_interleave(2),
     ):
         with pytest.raises(CalmError, match="one call of generate"):
-            goes_on()
+            way()
+    with pytest.raises(CalmError, match="for generation"):
+        model(input_ids=one, past_key_values=cache, labels=one)
 
 
 def test_models_that_cannot_are_named() -> None:
     anchor = tiny_backbone("mistral", vocab=37)
     with_window = calm.compose(anchor, [tiny_backbone(vocab=37, seed=1)], CrossAttention())
-    with pytest.raises(CalmError, match=r"'tiny-mistral.*with a window.*--compile"):
+    with pytest.raises(CalmError, match=r"--compile.*'tiny-mistral.*with a window"):
         say(with_window, tokens(1, 6), **STATIC)  # type: ignore[arg-type]
     spoken = [text_tokenizer(kind) for kind in ("byte_bpe", "wordpiece")]
     anchor, other = (
@@ -210,9 +309,39 @@ def test_models_that_cannot_are_named() -> None:
         say(two, tokens(1, 6), **STATIC)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda llm: setattr(llm, "_can_compile_fullgraph", False), "cannot compile"),
+        (lambda llm: setattr(llm, "hf_device_map", {"": 0, "a": 1}), "several devices"),
+        (
+            lambda llm: setattr(llm, "hf_quantizer", SimpleNamespace(is_compileable=False)),
+            "quantised",
+        ),
+        (
+            lambda llm: setattr(llm.config, "layer_types", ["conv", *["full_attention"] * 3]),
+            "do not read all",
+        ),
+    ],
+)
+def test_a_backbone_that_cannot_is_refused(change: Callable[[Any], None], why: str) -> None:
+    model = composed()
+    change(model.augmenting[1])
+    with pytest.raises(CalmError, match=why):
+        say(model, tokens(1, 6), **STATIC)
+
+
+def test_two_kinds_of_numbers_are_refused(model: ComposedModel) -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(CalmError, match=r"under torch\.autocast"),
+    ):
+        say(model, tokens(1, 6), **STATIC)
+
+
 def test_a_compiler_that_fails_is_told_in_a_sentence(model: ComposedModel) -> None:
     def fails(graph: Any, inputs: Any) -> nn.Module:
         raise FileNotFoundError("g++")
 
-    with pytest.raises(CalmError, match=r"cache_implementation=static: torch.compile failed .*g\+"):
+    with pytest.raises(CalmError, match=r"=static .*--compile.*: torch.compile failed .*g\+"):
         say(model, tokens(1, 6), **compiled_by(fails))
