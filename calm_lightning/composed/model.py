@@ -210,8 +210,7 @@ class ComposedModel(JoinedModel):
         batch, new = input_ids.shape
         cache = self._cache(past_key_values, use_cache)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        plain = not any(value is not None for value in kwargs.values())
-        ordinary = position_ids is None and plain
+        ordinary = position_ids is None and not any(v is not None for v in kwargs.values())
         learns = self.training and labels is not None and cache is None
         kept = self._kept if learns and ordinary and not self._switched_off else None
         examples = None
@@ -220,8 +219,13 @@ class ComposedModel(JoinedModel):
         elif attention_mask is None and cache is None:
             examples = example_numbers(position_ids)
         if isinstance(cache, StaticComposedCache) and cache.is_next(new):
-            if labels is not None or not plain:
-                raise CalmError("A static cache is for generation, and takes no other options.")
+            if labels is not None or any(
+                kwargs.get(f"output_{n}") for n in ("attentions", "hidden_states")
+            ):
+                raise CalmError(
+                    "A static cache is for generation: with it there is no loss, and no attentions "
+                    "or hidden states are given back."
+                )
             if self.augmenting_sees == "prompt" and not self._switched_off:
                 prompt_mask = self._prompt(prompt_mask, None, cache, input_ids)
             memories = cache.next_place(self.backbones, new, attention_mask, prompt_mask)
