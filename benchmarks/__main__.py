@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="show where the time goes instead")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     said = parser.parse_args()
+    if said.rounds < 1 or said.warm_up < 0 or said.threads < 1:
+        parser.error("--rounds and --threads are at least 1, --warm-up at least 0")
     elsewhere = JOBS[said.job] is sandbox
     if elsewhere and said.profile:
         parser.error("--profile looks at work of models, and the sandbox has none")

@@ -99,10 +99,14 @@ class CompiledStep:
     Args:
         step: What is compiled.
         options: Of `torch.compile`.
+        asked_by: What asked for it, for messages.
     """
 
-    def __init__(self, step: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, step: Callable[..., Tensor], options: Mapping[str, Any], asked_by: str
+    ) -> None:
         self._compiled = torch.compile(step, **options)
+        self._asked_by = asked_by
 
     def __call__(self, *args: Any) -> Tensor:
         """What the step gives.
@@ -111,7 +115,7 @@ class CompiledStep:
             CalmError: If there is no compiler, or it fails.
         """
         with (
-            _failures_told("cache_implementation=static (calm generate: --compile)"),
+            _failures_told(self._asked_by),
             # A hook that somebody puts on a layer must be heard, even if that takes some looking.
             torch._dynamo.config.patch(recompile_limit=_VARIANTS, skip_nnmodule_hook_guards=False),
         ):

@@ -45,6 +45,7 @@ from calm_lightning.composed.kept import Kept
 from calm_lightning.composed.reading import AugmentingReader, Excerpt, Offer, Page
 from calm_lightning.composed.recomputing import recomputed
 from calm_lightning.composed.static import (
+    STATIC,
     StaticBridgeMemory,
     StaticComposedCache,
     StaticMemories,
@@ -363,7 +364,7 @@ class ComposedModel(JoinedModel):
             return self._step
         key = str(options)
         if key not in self._compiled_steps:
-            self._compiled_steps[key] = CompiledStep(self._step, options)
+            self._compiled_steps[key] = CompiledStep(self._step, options, STATIC)
         return self._compiled_steps[key]
 
     def _step(self, ids: Tensor, positions: Tensor, memories: StaticMemories) -> Tensor:
