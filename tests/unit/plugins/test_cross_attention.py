@@ -260,6 +260,14 @@ def test_place_zero_turns_nothing_and_no_turn_changes_a_length() -> None:
     torch.testing.assert_close(rotate(x, torch.randint(0, 99, (2, 4))).norm(dim=-1), x.norm(dim=-1))
 
 
+def test_the_gradient_is_turned_back() -> None:
+    positions = torch.tensor([[0, 3], [7, 9]])
+    x = torch.randn(2, 3, 2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(rotate(x, positions), rotate(x.detach(), positions))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, positions), [x])
+    assert torch.autograd.gradgradcheck(lambda x: rotate(x, positions), [x])
+
+
 @pytest.mark.parametrize(("nats", "base"), [(20.0, 100.0), (70.0, 100.0), (20.0, 10_000.0)])
 def test_same_place_prefers_its_own_place_by_so_many_nats(nats: float, base: float) -> None:
     """Without content, a head's score is the preference alone."""

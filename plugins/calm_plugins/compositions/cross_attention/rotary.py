@@ -1,11 +1,12 @@
 """Rotary position embedding, `RoFormer <https://arxiv.org/abs/2104.09864>`_, section 3.2.2."""
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 
 def rotate(
@@ -17,9 +18,42 @@ def rotate(
 
     Entries k and k + half of a head turn together, as in Llama.
     """
-    half = x.shape[-1] // 2
-    cos, sin = _turns(positions, half, base, x.dtype)
-    return x * cos + x.roll(half, -1) * sin
+    cos, sin = _turns(positions, x.shape[-1] // 2, base, x.dtype)
+    if torch.compiler.is_compiling():
+        return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    if x.requires_grad and torch.is_grad_enabled():
+        return cast(Tensor, _Turn.apply(x, cos, sin, 1))
+    return _turned(x, cos, sin, 1)
+
+
+class _Turn(torch.autograd.Function):
+    """The same with a gradient, which is turned back in one go.
+
+    Left to itself autograd would turn its parts, and add them up.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, sense: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.sense = sense
+        return _turned(x, cos, sin, sense)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Turn.apply(gradients[0], *ctx.saved_tensors, -ctx.sense), None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sense: int) -> Tensor:
+    """`x * cos + x.roll(half, -1) * sin` in fewer passes over memory; -1 turns back."""
+    turned = x * cos
+    first, second = x.chunk(2, -1)
+    for part, beside, by in zip(
+        turned.chunk(2, -1), (second, first), sin.chunk(2, -1), strict=True
+    ):
+        part.addcmul_(beside, by, value=sense)
+    return turned
 
 
 class _Turns(NamedTuple):
